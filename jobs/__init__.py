@@ -1,0 +1,1 @@
+"""The service: configs, records, queue, dispatcher and command line."""

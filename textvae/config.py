@@ -1,0 +1,268 @@
+"""The sections of a config that say what is trained: data, vocabulary, model, objective, training.
+
+Configs are typed, frozen and closed: an unknown key is an error that names the nearest known one.
+This module imports neither torch nor numpy, so that a command line can check a config in a blink.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+Metric = Literal[
+    "loss",
+    "reconstruction",
+    "kl",
+    "sentiment_loss",
+    "sentiment_accuracy",
+    "token_accuracy",
+    "all_positions_accuracy",
+    "active_units",
+]
+METRICS: tuple[str, ...] = get_args(Metric)
+
+# Sections that only the service reads; a config that holds them still trains without the service.
+SERVICE_SECTIONS = frozenset({"name", "resources", "select", "max_attempts"})
+
+
+class ConfigError(ValueError):
+    """A config says something that cannot be done; the message names every wrong key and why."""
+
+    def __init__(self, problems: list[str], origin: str = "config"):
+        self.problems = problems
+        self.origin = origin
+        super().__init__(origin + ": " + "; ".join(problems))
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Data(Section):
+    """Which reviews to train on."""
+
+    source: Literal["imdb", "snippets", "files"] = Field(
+        "snippets", description="where the reviews come from"
+    )
+    folder: str | None = Field(
+        None,
+        description="imdb: a folder that already holds train.parquet, unsupervised.parquet and test.parquet; "
+        "none fetches the official archive once",
+    )
+    train_size: int | None = Field(
+        None, ge=1, description="training reviews to draw without replacement; none takes them all"
+    )
+    validation_size: int | None = Field(
+        None, ge=1, description="validation reviews to draw without replacement; none takes them all"
+    )
+    unlabelled: bool = Field(True, description="train on reviews without a label too (objective elbo)")
+    train: tuple[str, ...] = Field((), description="files: paths, globs or URIs of the training reviews")
+    validation: tuple[str, ...] = Field(
+        (), description="files: paths, globs or URIs of the validation reviews; "
+        "none holds out validation_fraction of the training reviews"
+    )
+    test: tuple[str, ...] = Field((), description="files: paths, globs or URIs of the test reviews")
+    validation_fraction: float = Field(
+        0.1, gt=0, lt=1, description="files: share of the labelled training reviews to hold out for validation"
+    )
+    text_column: str = Field("text", description="files: the column that holds the text")
+    label_column: str = Field(
+        "label", description="files: the column that holds the label, 0 or 1; empty or -1 means none"
+    )
+    min_characters: int = Field(
+        2, ge=1, description="reviews shorter than this after trimming are dropped and counted"
+    )
+
+    @model_validator(mode="after")
+    def _files_need_paths(self) -> Data:
+        if self.source == "files" and not self.train:
+            raise ValueError("source files needs at least one path under data.train")
+        if self.source != "files" and (self.train or self.validation or self.test):
+            raise ValueError(f"data.train, data.validation and data.test go with source files, not {self.source}")
+        if self.folder is not None and self.source != "imdb":
+            raise ValueError(f"data.folder goes with source imdb, not {self.source}")
+        return self
+
+
+class Vocabulary(Section):
+    """How text becomes token ids."""
+
+    kind: Literal["words", "bpe"] = Field(
+        "bpe", description="words: the Keras IMDB convention, ids by frequency; bpe: byte-level BPE"
+    )
+    size: int = Field(
+        8000, ge=5, description="token ids, the four special ones included (Keras calls it num_words)"
+    )
+    max_length: int = Field(300, ge=2, description="tokens kept of a review")
+    truncation: Literal["pre", "post"] = Field(
+        "post", description="where a longer review is cut: pre drops its beginning, post its end"
+    )
+
+    @model_validator(mode="after")
+    def _bpe_needs_bytes(self) -> Vocabulary:
+        if self.kind == "bpe" and self.size < 260:
+            raise ValueError("vocabulary.size must be at least 260 for bpe (256 bytes and 4 special tokens)")
+        return self
+
+
+class Model(Section):
+    """The sizes of the network."""
+
+    embedding: int = Field(128, ge=1, description="width of the token embedding")
+    encoder_hidden: int = Field(256, ge=1, description="units of each direction of each encoder LSTM")
+    encoder_layers: int = Field(1, ge=1, description="stacked bidirectional LSTMs in the encoder")
+    dense: int | None = Field(None, ge=1, description="units of a relu layer before the latent; none leaves it out")
+    latent: int = Field(32, ge=1, description="dimensions of the latent vector")
+    noise_std: float = Field(
+        1.0, gt=0, description="standard deviation of eps in z = mean + exp(log_var / 2) * eps"
+    )
+    decoder: Literal["repeat", "autoregressive"] = Field(
+        "autoregressive",
+        description="repeat: z at every position (the original); autoregressive: z and the previous token",
+    )
+    decoder_hidden: int = Field(256, ge=1, description="units of each decoder LSTM")
+    decoder_layers: int = Field(1, ge=1, description="stacked LSTMs in the decoder")
+    sentiment_hidden: int | None = Field(
+        None, ge=1, description="units of a linear layer between the latent and the sentiment; none leaves it out"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on embeddings and on the decoder's output")
+
+
+class SeedObjective(Section):
+    """The loss of the 2017 tutorial, as it was."""
+
+    kind: Literal["seed"] = "seed"
+
+
+class ElboObjective(Section):
+    """A true evidence lower bound with a sentiment loss on the latent mean."""
+
+    kind: Literal["elbo"] = "elbo"
+    kl_weight: float = Field(1.0, ge=0, description="weight of the KL term after the warm-up")
+    kl_warmup_epochs: float = Field(2.0, ge=0, description="epochs over which that weight grows from 0")
+    word_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of the decoder's previous tokens replaced by out-of-vocabulary"
+    )
+    sentiment_weight: float = Field(1.0, ge=0, description="weight of the sentiment loss of a labelled review")
+
+
+def _kind_alone(value: Any) -> Any:
+    """`objective: elbo` is short for `objective: {kind: elbo}`."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
+Objective = Annotated[
+    Annotated[SeedObjective | ElboObjective, Field(discriminator="kind")], BeforeValidator(_kind_alone)
+]
+
+
+class Training(Section):
+    """How the model is trained."""
+
+    epochs: int = Field(10, ge=1, description="passes over the training reviews")
+    batch_size: int = Field(32, ge=1, description="reviews a step, over all ranks together")
+    learning_rate: float = Field(1e-3, gt=0, description="Adam's step size")
+    adam_epsilon: float = Field(1e-8, gt=0, description="Adam's epsilon (Keras: 1e-7)")
+    clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient; none leaves it as it is")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast to bfloat16")
+    keep_last: int = Field(2, ge=1, description="newest checkpoints kept beside the best one")
+
+
+class Config(Section):
+    """What is trained, and how: everything that decides the weights."""
+
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of every random choice")
+    data: Data = Field(default_factory=Data)
+    vocabulary: Vocabulary = Field(default_factory=Vocabulary)
+    model: Model = Field(default_factory=Model)
+    objective: Objective = Field(default_factory=ElboObjective)
+    training: Training = Field(default_factory=Training)
+
+    @model_validator(mode="after")
+    def _decoder_fits_objective(self) -> Config:
+        wanted = "repeat" if self.objective.kind == "seed" else "autoregressive"
+        if self.model.decoder != wanted:
+            raise ValueError(f"model.decoder must be {wanted} with objective {self.objective.kind}")
+        if self.objective.kind == "seed" and self.vocabulary.kind != "words":
+            raise ValueError("vocabulary.kind must be words with objective seed")
+        return self
+
+
+Parsed = TypeVar("Parsed", bound=BaseModel)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds; ConfigError, naming file and line, if it holds none."""
+    path = Path(path)
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(["no such file"], str(path)) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"cannot be read: {error}"], str(path)) from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ConfigError([f"{where}not YAML: {getattr(error, 'problem', error)}"], str(path)) from error
+    if not isinstance(value, dict):
+        raise ConfigError(["must be a mapping of sections such as data, model and training"], str(path))
+    return value
+
+
+def load(path: str | Path) -> Config:
+    """The Config in a YAML file. Sections that only the service reads are passed over."""
+    mapping = read_yaml(path)
+    return parse(Config, {k: v for k, v in mapping.items() if k not in SERVICE_SECTIONS}, str(path))
+
+
+def parse(model: type[Parsed], mapping: Mapping[str, Any], origin: str = "config") -> Parsed:
+    """Validate `mapping` as `model`; ConfigError names each wrong key, the reason and the nearest known key."""
+    try:
+        return model.model_validate(mapping)
+    except ValidationError as error:
+        raise ConfigError([_explain(model, e) for e in error.errors()], origin) from error
+
+
+def _explain(model: type[BaseModel], error: Any) -> str:
+    path = [str(part) for part in error["loc"] if part not in ("seed-objective", "elbo-objective")]
+    # A discriminated union puts its tag into the location: `objective.elbo.beta` was written `objective.beta`.
+    if len(path) > 1 and path[0] == "objective" and path[1] in ("seed", "elbo"):
+        del path[1]
+    key = ".".join(path)
+    if error["type"] == "extra_forbidden":
+        known = list(keys(model))
+        *parent, last = path
+        # The same last name elsewhere ("ranks" for "resources.ranks") beats a similar one beside it.
+        same_name = [k for k in known if k.rsplit(".", 1)[-1] == last]
+        beside = [k for k in known if k.split(".")[:-1] == parent]
+        spelled = difflib.get_close_matches(key, beside, n=1, cutoff=0.0) or known
+        nearest = same_name or spelled
+        return f"{key}: unknown key; the nearest known one is {nearest[0]}"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    given = error.get("input")
+    shown = f" (got {given!r})" if not isinstance(given, Mapping | BaseModel) else ""
+    return f"{key}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every dotted key that a config of this type may hold."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        for section in sections(field.annotation):
+            yield from keys(section, f"{prefix}{name}.")
+
+
+def sections(annotation: Any) -> list[type[BaseModel]]:
+    """The section types inside an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in sections(part)]
