@@ -76,8 +76,12 @@ class JobConfig(Config):
     def training_config(self) -> Config:
         """The part that decides the weights, without the service's sections."""
         return Config.model_validate(
-            {name: getattr(self, name).model_dump() if isinstance(getattr(self, name), Section) else
-             getattr(self, name) for name in Config.model_fields}
+            {
+                name: getattr(self, name).model_dump()
+                if isinstance(getattr(self, name), Section)
+                else getattr(self, name)
+                for name in Config.model_fields
+            }
         )
 
 

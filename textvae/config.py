@@ -65,12 +65,16 @@ class Data(Section):
     unlabelled: bool = Field(True, description="train on reviews without a label too (objective elbo)")
     train: tuple[str, ...] = Field((), description="files: paths, globs or URIs of the training reviews")
     validation: tuple[str, ...] = Field(
-        (), description="files: paths, globs or URIs of the validation reviews; "
-        "none holds out validation_fraction of the training reviews"
+        (),
+        description="files: paths, globs or URIs of the validation reviews; "
+        "none holds out validation_fraction of the training reviews",
     )
     test: tuple[str, ...] = Field((), description="files: paths, globs or URIs of the test reviews")
     validation_fraction: float = Field(
-        0.1, gt=0, lt=1, description="files: share of the labelled training reviews to hold out for validation"
+        0.1,
+        gt=0,
+        lt=1,
+        description="files: share of the labelled training reviews to hold out for validation",
     )
     text_column: str = Field("text", description="files: the column that holds the text")
     label_column: str = Field(
@@ -85,7 +89,9 @@ class Data(Section):
         if self.source == "files" and not self.train:
             raise ValueError("source files needs at least one path under data.train")
         if self.source != "files" and (self.train or self.validation or self.test):
-            raise ValueError(f"data.train, data.validation and data.test go with source files, not {self.source}")
+            raise ValueError(
+                f"data.train, data.validation and data.test go with source files, not {self.source}"
+            )
         if self.folder is not None and self.source != "imdb":
             raise ValueError(f"data.folder goes with source imdb, not {self.source}")
         return self
@@ -118,7 +124,9 @@ class Model(Section):
     embedding: int = Field(128, ge=1, description="width of the token embedding")
     encoder_hidden: int = Field(256, ge=1, description="units of each direction of each encoder LSTM")
     encoder_layers: int = Field(1, ge=1, description="stacked bidirectional LSTMs in the encoder")
-    dense: int | None = Field(None, ge=1, description="units of a relu layer before the latent; none leaves it out")
+    dense: int | None = Field(
+        None, ge=1, description="units of a relu layer before the latent; none leaves it out"
+    )
     latent: int = Field(32, ge=1, description="dimensions of the latent vector")
     noise_std: float = Field(
         1.0, gt=0, description="standard deviation of eps in z = mean + exp(log_var / 2) * eps"
@@ -130,7 +138,9 @@ class Model(Section):
     decoder_hidden: int = Field(256, ge=1, description="units of each decoder LSTM")
     decoder_layers: int = Field(1, ge=1, description="stacked LSTMs in the decoder")
     sentiment_hidden: int | None = Field(
-        None, ge=1, description="units of a linear layer between the latent and the sentiment; none leaves it out"
+        None,
+        ge=1,
+        description="units of a linear layer between the latent and the sentiment; none leaves it out",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on embeddings and on the decoder's output")
 
@@ -150,7 +160,9 @@ class ElboObjective(Section):
     word_dropout: float = Field(
         0.0, ge=0, lt=1, description="share of the decoder's previous tokens replaced by out-of-vocabulary"
     )
-    sentiment_weight: float = Field(1.0, ge=0, description="weight of the sentiment loss of a labelled review")
+    sentiment_weight: float = Field(
+        1.0, ge=0, description="weight of the sentiment loss of a labelled review"
+    )
 
 
 def _kind_alone(value: Any) -> Any:
@@ -170,7 +182,9 @@ class Training(Section):
     batch_size: int = Field(32, ge=1, description="reviews a step, over all ranks together")
     learning_rate: float = Field(1e-3, gt=0, description="Adam's step size")
     adam_epsilon: float = Field(1e-8, gt=0, description="Adam's epsilon (Keras: 1e-7)")
-    clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient; none leaves it as it is")
+    clip_norm: float | None = Field(
+        None, gt=0, description="largest norm of the gradient; none leaves it as it is"
+    )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast to bfloat16")
     keep_last: int = Field(2, ge=1, description="newest checkpoints kept beside the best one")
 

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from textvae.config import Config, ConfigError, keys, load, parse
+
+
+def problem(mapping: dict) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(Config, mapping)
+    return str(caught.value)
+
+
+def test_defaults_are_valid_and_frozen():
+    config = Config()
+    assert config.objective.kind == "elbo"
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3
+
+
+@pytest.mark.parametrize(
+    ("mapping", "key", "nearest"),
+    [
+        ({"training": {"epoch": 3}}, "training.epoch", "training.epochs"),
+        ({"traning": {}}, "traning", "training"),
+        ({"latent": 3}, "latent", "model.latent"),
+        ({"objective": {"kind": "elbo", "kl_wieght": 1}}, "objective.kl_wieght", "objective.kl_weight"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_known_one(mapping: dict, key: str, nearest: str):
+    assert f"{key}: unknown key; the nearest known one is {nearest}" in problem(mapping)
+
+
+@pytest.mark.parametrize(
+    ("mapping", "said"),
+    [
+        ({"training": {"epochs": 0}}, "training.epochs: input should be greater than or equal to 1 (got 0)"),
+        ({"training": {"epochs": "many"}}, "got 'many'"),
+        ({"objective": "seed"}, "model.decoder must be repeat with objective seed"),
+        ({"objective": "vae"}, "objective"),
+        ({"vocabulary": {"kind": "bpe", "size": 100}}, "vocabulary.size must be at least 260"),
+        ({"data": {"source": "files"}}, "needs at least one path under data.train"),
+        ({"data": {"source": "imdb", "train": ["x.csv"]}}, "go with source files, not imdb"),
+        ({"data": {"source": "snippets", "folder": "x"}}, "data.folder goes with source imdb"),
+    ],
+)
+def test_a_bad_value_says_which_and_why(mapping: dict, said: str):
+    assert said in problem(mapping)
+
+
+def test_every_problem_is_named_at_once():
+    message = problem({"seed": -1, "training": {"epochs": 0, "batch_size": "x"}})
+    assert all(key in message for key in ("seed:", "training.epochs:", "training.batch_size:"))
+
+
+def test_objective_may_be_a_word():
+    config = parse(Config, {"objective": "elbo"})
+    assert config == parse(Config, {"objective": {"kind": "elbo"}})
+
+
+def test_keys_are_dotted_and_cover_both_objectives():
+    known = set(keys(Config))
+    assert {"seed", "data.source", "objective.kind", "objective.word_dropout", "training.keep_last"} <= known
+
+
+def test_load_passes_over_what_only_the_service_reads(tmp_path: Path):
+    path = tmp_path / "a.yaml"
+    path.write_text(
+        "name: a\nresources: {ranks: 2}\nselect: {metric: loss, mode: min}\nmax_attempts: 1\nseed: 7\n"
+    )
+    assert load(path).seed == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("a: [1", "line 1"), ("- 1\n", "must be a mapping"), ("", "must be a mapping")],
+)
+def test_a_file_that_is_no_config(tmp_path: Path, text: str, said: str):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said) as caught:
+        load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such file"):
+        load(tmp_path / "nowhere.yaml")
