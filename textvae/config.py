@@ -237,7 +237,7 @@ def load(path: str | Path) -> Config:
 
 
 def parse(model: type[Parsed], mapping: Mapping[str, Any], origin: str = "config") -> Parsed:
-    """Validate `mapping` as `model`; ConfigError names each wrong key, the reason and the nearest known key."""
+    """Validate `mapping` as `model`; ConfigError names each wrong key, why, and the nearest known one."""
     try:
         return model.model_validate(mapping)
     except ValidationError as error:
@@ -245,8 +245,8 @@ def parse(model: type[Parsed], mapping: Mapping[str, Any], origin: str = "config
 
 
 def _explain(model: type[BaseModel], error: Any) -> str:
-    path = [str(part) for part in error["loc"] if part not in ("seed-objective", "elbo-objective")]
-    # A discriminated union puts its tag into the location: `objective.elbo.beta` was written `objective.beta`.
+    path = [str(part) for part in error["loc"]]
+    # A discriminated union puts its tag into the location: `objective.elbo.x` was written `objective.x`.
     if len(path) > 1 and path[0] == "objective" and path[1] in ("seed", "elbo"):
         del path[1]
     key = ".".join(path)
