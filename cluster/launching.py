@@ -1,0 +1,283 @@
+"""Attempts as detached, named Ray actors: start one, ask whether it is alive, stop it.
+
+An attempt must outlive the dispatcher that started it, so it is a detached actor that takes no CPU and works on
+a thread of its own; its name exists for exactly as long as it does. What it achieved is not asked of Ray: the
+function that it runs records that elsewhere. Of Ray Jobs, detached actors and drivers inside the dispatcher only
+this one starts in a blink, survives its submitter and can be asked about without guessing.
+
+Every call to Ray has a time-out here, and *unreachable is not dead*: when Ray does not answer, the state of an
+attempt is unknown.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+NAMESPACE = "textvae"
+
+Handler = Callable[[dict[str, Any]], dict[str, Any]]
+State = Literal["alive", "dead", "unknown"]
+Value = TypeVar("Value")
+
+logger = logging.getLogger(__name__)
+
+
+class ClusterError(RuntimeError):
+    """Ray cannot do what was asked, or does not answer; the message says which and for how long."""
+
+
+def connect(address: str, *, token_path: str | Path | None = None, timeout: float = 30.0) -> None:
+    """Make this process a driver of the Ray cluster at `address` (host:port); nothing happens if it is one.
+
+    Ray reads its token only from the environment, so this is the one place that puts it there. Ray's output of
+    other processes is not copied here. Raises ClusterError within about `timeout` seconds if Ray does not answer.
+    """
+    if ray.is_initialized():
+        return
+    if token_path is not None:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_path)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address != "auto":
+        # ray.init takes a minute to find out that nobody listens.
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=min(timeout, 5.0)).close()
+        except (OSError, ValueError) as error:
+            raise ClusterError(f"no Ray cluster answers at {address}: {error}") from error
+    _within(
+        timeout,
+        f"connecting to Ray at {address}",
+        lambda: ray.init(
+            address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True
+        ),
+    )
+
+
+def disconnect() -> None:
+    """End this process's connection; attempts go on."""
+    if ray.is_initialized():
+        ray.shutdown()
+
+
+def start(
+    name: str,
+    function: Callable[[dict[str, Any]], object],
+    arguments: Mapping[str, Any],
+    *,
+    here: bool = True,
+    environment: Mapping[str, str] | None = None,
+    timeout: float = 60.0,
+) -> bool:
+    """Start `function(arguments)` in a detached actor called `name`; False if that name runs already.
+
+    `function` must be importable by its module and name, `arguments` plain values. It runs on this driver's node
+    unless `here` is False (then on any), with `environment` added to its variables. Returns once the actor answers.
+    Raises ClusterError if it does not within `timeout` seconds; then it may still come up, and starting it again
+    finds it.
+    """
+    entry = f"{function.__module__}:{function.__qualname__}"
+    if "<" in entry or function.__module__ == "__main__":
+        raise ValueError(f"{entry}: an attempt's function must be importable by its module and name")
+    token = os.urandom(8).hex()  # tells our own actor from one that had the name before
+
+    def launch() -> bool:
+        options: dict[str, Any] = {}
+        if here:
+            node = ray.get_runtime_context().get_node_id()
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
+        if environment:
+            options["runtime_env"] = {"env_vars": dict(environment)}
+        actor = _Attempt.options(  # type: ignore[attr-defined]
+            name=name,
+            namespace=NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            num_cpus=0,
+            max_restarts=0,
+            max_concurrency=16,  # pings and messages of ranks are answered side by side
+            **options,
+        ).remote(name, entry, dict(arguments), token)
+        try:
+            return bool(ray.get(actor.token.remote()) == token)
+        except ray.exceptions.ActorDiedError as error:
+            if error.actor_init_failed:
+                raise
+            return True  # it was done before it could answer
+
+    return _within(timeout, f"starting {name}", launch)
+
+
+def state(name: str, *, timeout: float = 5.0) -> State:
+    """Whether the attempt called `name` is there; "unknown" when Ray does not answer in time."""
+    try:
+        return "alive" if name in names(timeout=timeout) else "dead"
+    except ClusterError:
+        return "unknown"
+
+
+def names(*, timeout: float = 5.0) -> set[str]:
+    """The names of all attempts that are there. Raises ClusterError when Ray does not answer in time."""
+    return set(_within(timeout, "listing attempts", ray.util.list_named_actors))
+
+
+def stop(name: str, *, timeout: float = 30.0) -> None:
+    """Kill the attempt called `name` and wait until it and its ranks are gone; nothing happens if it is.
+
+    Raises ClusterError if that cannot be confirmed in time; it may or may not live then.
+    """
+    deadline = time.monotonic() + timeout
+
+    def kill() -> set[str]:
+        try:
+            actor = ray.get_actor(name, namespace=NAMESPACE)
+        except ValueError:
+            return set()
+        family = _family(actor._actor_id.hex())
+        ray.kill(actor, no_restart=True)
+        return family
+
+    family = _within(timeout, f"stopping {name}", kill)
+    while True:
+        left = max(deadline - time.monotonic(), 0.1)
+        if name not in names(timeout=left) and not _within(left, f"stopping {name}", lambda: family & _alive()):
+            return
+        if time.monotonic() > deadline:
+            raise ClusterError(f"{name} was told to die {timeout:.0f} s ago and is not gone")
+        time.sleep(0.05)
+
+
+def inbox(handler: Handler | None) -> None:
+    """Inside an attempt: have `handler` answer the messages of its ranks, one at a time; None takes it away."""
+    global _handler
+    with _inbox:
+        _handler = handler
+
+
+def own_name() -> str:
+    """Inside an attempt: its name."""
+    if _own_name is None:
+        raise ClusterError("this process is not an attempt")
+    return _own_name
+
+
+_handler: Handler | None = None
+_inbox = threading.Lock()
+_own_name: str | None = None
+
+
+@ray.remote
+class _Attempt:
+    """The actor: starts itself, answers while it works, and takes itself away at the end."""
+
+    def __init__(self, name: str, entry: str, arguments: dict[str, Any], token: str):
+        global _own_name
+        _own_name = name
+        self._token = token
+        threading.Thread(target=self._work, args=(entry, arguments), name=name, daemon=True).start()
+
+    def token(self) -> str:
+        """Who started this actor."""
+        return self._token
+
+    def deliver(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Hand a rank's message to the inbox; its reply, or what it raised, goes back to the rank."""
+        with _inbox:
+            if _handler is None:
+                raise ClusterError("this attempt takes no messages now")
+            return _handler(message)
+
+    def _work(self, entry: str, arguments: dict[str, Any]) -> None:
+        module, _, qualname = entry.partition(":")
+        try:
+            target: Any = importlib.import_module(module)
+            for part in qualname.split("."):
+                target = getattr(target, part)
+            target(arguments)
+        except BaseException:
+            # The function records its own failures; this one is for whoever reads Ray's logs.
+            logger.exception("%s ended with an error", entry)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            _leave()
+
+
+def _leave() -> None:
+    """End this actor's process, and with it the name and every rank that it owns."""
+    try:
+        # Asked for through Ray the end counts as intended, and nobody logs a crash.
+        ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
+        time.sleep(10)
+    finally:
+        os._exit(0)  # Ray did not answer
+
+
+def _alive() -> set[str]:
+    """Hex ids of all actors that are not dead."""
+    return {actor["ActorID"] for actor in _actors()}
+
+
+def _actors() -> list[dict[str, Any]]:
+    # Ray's state API would need the dashboard to be up; this asks the head itself.
+    from ray._private.state import actors
+
+    return [actor for actor in actors().values() if actor["State"] != "DEAD"]
+
+
+def _family(actor: str) -> set[str]:
+    """The actor of this hex id and all that it owns, directly or through others: its ranks."""
+    everyone = _actors()
+    process = {a["ActorID"]: a["Address"].get("WorkerID") for a in everyone}
+    family = {actor}
+    while True:
+        processes = {process.get(member) for member in family} - {None, ""}
+        more = {a["ActorID"] for a in everyone if a["OwnerAddress"].get("WorkerID") in processes} - family
+        if not more:
+            return family
+        family |= more
+
+
+def _within(seconds: float, what: str, call: Callable[[], Value]) -> Value:
+    """The call's value; ClusterError if Ray raises, or has not answered within `seconds`.
+
+    Ray's calls wait for as long as the head is away and few take a time-out. They run on a thread that is left
+    behind if it is stuck.
+    """
+    answer: list[Value] = []
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            answer.append(call())
+        except BaseException as error:  # handed to the caller below
+            failure.append(error)
+
+    thread = threading.Thread(target=work, name=what, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if failure:
+        error = failure[0]
+        if isinstance(error, RayError | RuntimeError | ConnectionError | OSError):
+            raise ClusterError(f"{what}: {_first_line(error)}") from error
+        raise error
+    if not answer:
+        raise ClusterError(f"{what}: Ray has not answered for {seconds:.0f} s")
+    return answer[0]
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

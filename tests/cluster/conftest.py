@@ -1,0 +1,125 @@
+"""One real local Ray for all tests of a session that ask for it, and small reviews to train on."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+
+@dataclass(frozen=True)
+class LocalRay:
+    """Where the session's Ray is, and the token that it wants."""
+
+    address: str
+    token_path: Path
+    temp_dir: Path
+    environment: dict[str, str]  # for processes that should find it
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listens on, all different."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def start_ray(folder: Path, environment: dict[str, str], arguments: list[str]) -> subprocess.Popen[bytes]:
+    """`ray start --block` in a process group of its own, which `end_ray` ends."""
+    ray = Path(sys.executable).parent / "ray"
+    with (folder / "start.log").open("ab") as log:
+        return subprocess.Popen(
+            [str(ray), "start", "--block", "--disable-usage-stats", *arguments],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def end_ray(process: subprocess.Popen[bytes]) -> None:
+    """End a Ray that start_ray started, with all its processes."""
+    import psutil
+
+    try:
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        family = []
+    process.send_signal(signal.SIGTERM)
+    _, alive = psutil.wait_procs(family, timeout=10)
+    for each in alive:
+        each.kill()
+    process.wait(10)
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[LocalRay]:
+    """A head with 2 CPUs on 127.0.0.1 that wants a token; this process becomes its driver."""
+    from cluster import launching
+
+    # Ray's sockets need a short path.
+    folder = Path(tempfile.mkdtemp(prefix="tv", dir="/tmp"))
+    token_path = folder / "token"
+    token_path.write_text(secrets.token_hex(32))
+    token_path.chmod(0o600)
+    port, *others = free_ports(6)
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token_path),
+        "OMP_NUM_THREADS": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    names = ("object-manager-port", "node-manager-port", "ray-client-server-port", "metrics-export-port")
+    process = start_ray(
+        folder,
+        environment,
+        [
+            "--head",
+            "--node-ip-address=127.0.0.1",
+            f"--port={port}",
+            *(f"--{name}={other}" for name, other in zip(names, others, strict=False)),
+            "--include-dashboard=false",
+            "--num-cpus=2",
+            "--object-store-memory=150000000",
+            f"--temp-dir={folder}",
+        ],
+    )
+    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")}
+    address = f"127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 90
+        while True:
+            try:
+                launching.connect(address, token_path=token_path)
+                break
+            except launching.ClusterError:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError((folder / "start.log").read_text()) from None
+                time.sleep(0.2)
+        yield LocalRay(address, token_path, folder, environment)
+    finally:
+        launching.disconnect()
+        end_ray(process)
+        shutil.rmtree(folder, ignore_errors=True)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
