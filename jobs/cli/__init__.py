@@ -1,0 +1,64 @@
+"""The command line, `textvae-jobs`: the table of its commands. Each is imported when it is called."""
+
+from __future__ import annotations
+
+import click
+
+from jobs.cli.lazy import Entry, Root
+
+_COMMANDS = {
+    "Service": {
+        "up": Entry("stack", "up", "Bring the service up on this machine."),
+        "down": Entry("stack", "down", "Take the service down."),
+        "status": Entry("stack", "status", "Show the parts of the service and what they do."),
+        "doctor": Entry("doctor", "doctor", "Check the settings and every part."),
+        "demo": Entry("demo", "demo", "Walk the whole road: from real reviews to a served model."),
+    },
+    "Jobs": {
+        "submit": Entry("submit", "submit", "Submit a config as a job."),
+        "list": Entry("jobs", "list_jobs", "List the jobs, newest first."),
+        "show": Entry("jobs", "show", "Show a job: state, attempts, metrics, checkpoints."),
+        "watch": Entry("follow", "watch", "Watch a job live."),
+        "logs": Entry("follow", "logs", "Print a job's log."),
+        "wait": Entry("follow", "wait", "Wait until jobs have ended."),
+        "cancel": Entry("jobs", "cancel", "Cancel jobs; each keeps a last checkpoint."),
+        "retry": Entry("jobs", "retry", "Queue a failed or cancelled job again."),
+        "plot": Entry("plot", "plot", "Draw a job's curves and its latent space as PNG."),
+    },
+    "Models": {
+        "models": Entry("models", "models", "List, inspect, promote and export model versions."),
+        "predict": Entry("predict", "predict", "Ask the served model for the sentiment of texts."),
+    },
+    "Data and configs": {
+        "data": Entry("data", "data", "Fetch and describe the reviews."),
+        "config": Entry("config", "config", "Check a config, or print the reference of its keys."),
+        "completion": Entry("completion", "completion", "Print the completion script of a shell."),
+    },
+}
+
+
+def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"textvae-jobs {version('textvae-jobs')}")
+        ctx.exit()
+
+
+main = Root(
+    name="textvae-jobs",
+    entries=_COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help="Train sentiment text VAEs on a shared cluster and serve the best.\n\n"
+    "A job is one submitted config. JOB is a job's id or the beginning of one.",
+    params=[
+        click.Option(
+            ["--version"],
+            is_flag=True,
+            expose_value=False,
+            is_eager=True,
+            callback=_print_version,
+            help="Print the version.",
+        )
+    ],
+)

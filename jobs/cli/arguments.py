@@ -1,0 +1,88 @@
+"""Arguments that several commands share, with their completion."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from jobs.cli import errors
+
+if TYPE_CHECKING:
+    from jobs.config import JobConfig
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_PRESET = re.compile(r"[a-z0-9._-]+")
+
+
+def config_argument(command: Command) -> Command:
+    """`CONFIG [--set KEY=VALUE]...`: handed to `load` as `config` and `overrides`."""
+    command = click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override a key, such as training.epochs=3; may be repeated.",
+    )(command)
+    return click.argument("config", type=click.Path(), shell_complete=_complete_config)(command)
+
+
+def load(config: str, overrides: Iterable[str]) -> JobConfig:
+    """The config of that file or shipped name; ConfigError names the key, the reason and the nearest key."""
+    from jobs.config import load, presets, resolve
+
+    if not resolve(config).exists() and _PRESET.fullmatch(config):
+        known = sorted(path.stem for path in presets().glob("*.yaml"))
+        raise errors.Wrong(
+            f"{config}: no such file, and no shipped config of that name{errors.nearest(config, known)}; "
+            f"shipped are {', '.join(known)}"
+        )
+    return load(config, overrides)
+
+
+def job_argument(many: bool = False) -> Callable[[Command], Command]:
+    """`JOB` (or `JOB...`): the id of a job or the beginning of one, completed from the store."""
+    if many:
+        return click.argument("jobs", metavar="JOB...", nargs=-1, required=True, shell_complete=_complete_job)
+    return click.argument("job", metavar="JOB", shell_complete=_complete_job)
+
+
+def model_argument(command: Command) -> Command:
+    """`MODEL`: a model name, completed from the store."""
+    return click.argument("model", metavar="MODEL", shell_complete=_complete_model)(command)
+
+
+def _complete_config(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    from click.shell_completion import CompletionItem
+
+    from jobs.config import presets
+
+    names = [path.stem for path in presets().glob(f"{incomplete}*.yaml")] if "/" not in incomplete else []
+    return [CompletionItem(name, help="shipped") for name in sorted(names)] + [
+        CompletionItem(incomplete, type="file")
+    ]
+
+
+def _complete_job(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    from click.shell_completion import CompletionItem
+
+    from jobs.cli import service
+
+    with service.quiet():
+        return [
+            CompletionItem(job.id, help=f"{job.name}, {job.state}")
+            for job in service.store().jobs(limit=200)
+            if job.id.startswith(incomplete)
+        ]
+    return []
+
+
+def _complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    from jobs.cli import service
+
+    with service.quiet():
+        return [name for name in service.store().models() if str(name).startswith(incomplete)]
+    return []

@@ -1,0 +1,67 @@
+"""`config check` and `config schema`: what a config says, before anything is submitted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from jobs.cli import output
+
+
+@click.group()
+def config() -> None:
+    """Check a config, or print the reference of its keys."""
+
+
+@config.command()
+@click.argument("config", type=click.Path())
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key; may be repeated.")
+@output.json_option
+def check(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Print a config with its defaults, its parameter count and the memory it expects.
+
+    CONFIG is a YAML file or the name of a shipped one: quickstart, imdb, seed.
+    """
+    from jobs.config import load
+
+    loaded = load(config, overrides)
+    resolved: dict[str, Any] = loaded.model_dump(mode="json")
+
+    # Only a config that is right is worth the second that importing torch takes.
+    from textvae.model import expected_memory, parameter_count
+
+    training, ranks = loaded.training_config(), loaded.resources.ranks
+    parameters = parameter_count(training)
+    memory = expected_memory(training, ranks=ranks)
+    if as_json:
+        output.emit_json(
+            {"config": resolved, "parameters": parameters, "ranks": ranks, "expected_memory_bytes_per_rank": memory}
+        )
+        return
+
+    import yaml
+
+    click.echo(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True, width=110).rstrip())
+    each = "each of the {} ranks" if ranks > 1 else "the one rank"
+    click.echo(f"# parameters: {output.count(parameters)}")
+    click.echo(f"# expected memory: {output.size(memory)} for {each.format(ranks)}")
+
+
+@config.command()
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON Schema, for editors and programs.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print the page docs/config.md.")
+def schema(as_json: bool, as_markdown: bool) -> None:
+    """Print every key of a config: its type, default and meaning."""
+    from jobs.cli import reference
+
+    if as_json:
+        from jobs.config import JobConfig
+
+        output.emit_json(JobConfig.model_json_schema())
+    elif as_markdown:
+        click.echo(reference.markdown(), nl=False)
+    else:
+        for part in reference.parts():
+            output.heading(f"{part.title.replace('`', '')}: {part.about.splitlines()[0]}")
+            output.table(reference.COLUMNS, [(k.key, k.type, k.default, k.meaning) for k in part.keys])

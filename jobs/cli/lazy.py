@@ -1,0 +1,97 @@
+"""Groups that import a command's module only when that command is called, so that help stays instant."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import click
+
+from jobs.cli import errors
+
+PROGRAM = "textvae-jobs"
+
+
+class Entry(NamedTuple):
+    """A command that is not loaded yet."""
+
+    module: str  # below jobs.cli
+    attribute: str
+    help: str  # the first sentence of its help, which a test compares
+
+
+class LazyGroup(click.Group):
+    """A group whose commands stand in a table, under headings."""
+
+    def __init__(self, *args: Any, entries: dict[str, dict[str, Entry]], **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.headings = entries
+        self.entries = {name: entry for group in entries.values() for name, entry in group.items()}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.entries)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = self.entries.get(cmd_name)
+        if entry is None:
+            return None
+        command = getattr(importlib.import_module(f"jobs.cli.{entry.module}"), entry.attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in self.entries and not name.startswith("-") and not ctx.resilient_parsing:
+            raise click.UsageError(f"no command {name!r}{errors.nearest(name, self.entries)}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(len(name) for name in self.entries)
+        for heading, entries in self.headings.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name.ljust(width), entry.help) for name, entry in entries.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        names = [
+            CompletionItem(name, help=entry.help)
+            for name, entry in self.entries.items()
+            if name.startswith(incomplete)
+        ]
+        return names + click.Command.shell_complete(self, ctx, incomplete)
+
+
+class Root(LazyGroup):
+    """The program: expected errors become one line and an exit code."""
+
+    def main(
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, *rest: Any, **extra: Any
+    ) -> Any:
+        if not extra.pop("standalone_mode", True):
+            return super().main(args, PROGRAM, *rest, standalone_mode=False, **extra)
+        sys.exit(self._run(args, *rest, **extra))
+
+    def _run(self, args: Sequence[str] | None, *rest: Any, **extra: Any) -> int:
+        try:
+            code = super().main(args, PROGRAM, *rest, standalone_mode=False, **extra)
+        except click.ClickException as error:
+            return errors.report(error)
+        except click.Abort:
+            click.echo("interrupted", err=True)
+            return errors.INTERRUPTED
+        except Exception as error:
+            failure = errors.translate(error)
+            if failure is None:
+                raise
+            return errors.report(failure)
+        return code if isinstance(code, int) else errors.OK
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Exit codes"):
+            formatter.write_dl([(str(code).rjust(3), text) for code, text in errors.EXIT_CODES.items()])
+        super().format_epilog(ctx, formatter)
