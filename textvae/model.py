@@ -1,0 +1,426 @@
+"""TextVAE: a review -> a latent vector -> the review again, and its sentiment off the same vector.
+
+Two models of one shape. With objective `seed` it is the Keras model of a 2017 tutorial, to the letter: every
+position is processed, padding too, and the decoder sees the same z at each position. With objective `elbo` the
+decoder is fed z and the previous token, and padding has no influence on anything.
+
+Keras' LSTM of 2017 had hard_sigmoid gates by default; since Keras 2.3 they are sigmoid, and ours are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from textvae import objective
+from textvae.config import Config
+from textvae.objective import Losses
+from textvae.recurrent import LSTM
+
+if TYPE_CHECKING:
+    from textvae.batches import Batch
+
+PAD, START, OOV, END = 0, 1, 2, 3
+
+# Logits computed at once, in numbers; more positions than that are done chunk by chunk, and again in the
+# backward pass: a long batch of a large vocabulary would otherwise fill the memory with logits alone.
+LOGITS_AT_ONCE = 2**26
+
+
+class TextVAE(nn.Module):
+    """A sentiment text VAE of the sizes that `config` gives; `vocabulary_size` overrides the config's.
+
+    Only training should call it as a function: see `forward`. Its parts can be used alone; call eval() first,
+    or dropout applies. Weights are drawn from PyTorch's global generator, as Keras draws them.
+    """
+
+    def __init__(self, config: Config, vocabulary_size: int | None = None):
+        super().__init__()
+        sizes = config.model
+        self.config = config
+        self.vocabulary_size = config.vocabulary.size if vocabulary_size is None else vocabulary_size
+        self.autoregressive = sizes.decoder == "autoregressive"
+        # The tokens of the longest review: of the seed's with START, of the other's with END.
+        self.frame_length = frame_length(config)
+
+        self.embedding = nn.Embedding(self.vocabulary_size, sizes.embedding)
+        self.encoder = LSTM(sizes.embedding, sizes.encoder_hidden, sizes.encoder_layers, bidirectional=True)
+        width = 2 * sizes.encoder_hidden
+        self.dense = None if sizes.dense is None else nn.Linear(width, sizes.dense)
+        self.mean = nn.Linear(sizes.dense or width, sizes.latent)
+        self.log_var = nn.Linear(sizes.dense or width, sizes.latent)
+
+        states = 2 * sizes.decoder_layers * sizes.decoder_hidden  # h and c of every layer
+        self.state = nn.Linear(sizes.latent, states) if self.autoregressive else None
+        fed = sizes.latent + (sizes.embedding if self.autoregressive else 0)
+        self.decoder = LSTM(fed, sizes.decoder_hidden, sizes.decoder_layers)
+        self.output = nn.Linear(sizes.decoder_hidden, self.vocabulary_size)
+
+        hidden = sizes.sentiment_hidden
+        self.sentiment_dense = None if hidden is None else nn.Linear(sizes.latent, hidden)
+        self.sentiment_output = nn.Linear(hidden or sizes.latent, 1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Keras' initial weights: embedding uniform within 0.05, kernels Glorot uniform, biases zero."""
+        nn.init.uniform_(self.embedding.weight, -0.05, 0.05)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, LSTM):
+                module.reset_parameters()
+
+    # Training
+
+    def forward(
+        self, batch: Batch, *, kl_weight: float = 1.0, generator: torch.Generator | None = None
+    ) -> Losses:
+        """Encode, sample, decode, score: all of a step but the division, in one call, so that DDP's hooks hold.
+
+        z is sampled in validation too, as the original did. Words are dropped only in training. A batch without
+        reviews (a rank may have none at an epoch's end) gives sums of zero that still reach every parameter.
+        """
+        if len(batch.tokens) == 0:
+            return self._nothing(batch.tokens.device)
+        if self.autoregressive:
+            return self._elbo(batch, kl_weight, generator)
+        return self._seed(batch, kl_weight, generator)
+
+    def _seed(self, batch: Batch, kl_weight: float, generator: torch.Generator | None) -> Losses:
+        tokens, labels = batch.tokens, batch.labels  # (batch, length), (batch,)
+        if tokens.shape[1] != self.frame_length:
+            raise ValueError(
+                f"objective seed needs {self.frame_length} tokens a review, got {tokens.shape[1]}"
+            )
+        mean, log_var = self.encode(tokens)
+        z = self.sample_posterior(mean, log_var, generator)
+        targets = tokens.flatten()
+        scores, correct = self._score_chunks(self._hidden(z).flatten(0, 1), targets)  # (batch * length,)
+        # max_length * mean over length and vocabulary, which leaves a division by the vocabulary
+        reconstruction = scores.sum() / self.vocabulary_size
+        kl = objective.seed_kl(mean, log_var).sum()
+        logits = self.sentiment_logits(z)
+        sentiment = objective.seed_sentiment(logits, labels).sum()
+        real = targets != PAD
+        return Losses(
+            loss=reconstruction + kl_weight * kl + sentiment,
+            reconstruction=reconstruction.detach(),
+            kl=kl.detach(),
+            sentiment=sentiment.detach(),
+            labelled=(labels >= 0).sum(),
+            sentiment_correct=_hits(logits, labels),
+            tokens=real.sum(),
+            tokens_correct=(correct & real).sum(),
+            positions=torch.full_like(targets[0], targets.numel()),
+            positions_correct=correct.sum(),
+            means=mean.detach(),
+            reviews=len(tokens),
+        )
+
+    def _elbo(self, batch: Batch, kl_weight: float, generator: torch.Generator | None) -> Losses:
+        assert self.config.objective.kind == "elbo"
+        tokens, labels = batch.tokens, batch.labels  # (batch, length), (batch,)
+        mean, log_var = self.encode(tokens, batch.lengths)
+        z = self.sample_posterior(mean, log_var, generator)
+        hidden = self._hidden(z, self._previous(tokens, generator))  # (batch, length, hidden)
+        real = tokens != PAD
+        scores, correct = self._score_chunks(hidden[real], tokens[real])  # (real tokens,)
+        reconstruction = scores.sum()
+        kl = objective.kl(mean, log_var, self.config.model.noise_std).sum()
+        logits = self.sentiment_logits(mean)
+        sentiment = objective.sentiment(logits, labels).sum()
+        # Past its END a review is over: its padding counts as right if the END was foreseen.
+        ended = correct[batch.lengths.cumsum(0) - 1]  # (batch,)
+        padding = self.frame_length - batch.lengths  # (batch,)
+        return Losses(
+            loss=reconstruction + kl_weight * kl + self.config.objective.sentiment_weight * sentiment,
+            reconstruction=reconstruction.detach(),
+            kl=kl.detach(),
+            sentiment=sentiment.detach(),
+            labelled=(labels >= 0).sum(),
+            sentiment_correct=_hits(logits, labels),
+            tokens=batch.lengths.sum(),
+            tokens_correct=correct.sum(),
+            positions=torch.full_like(padding[0], len(tokens) * self.frame_length),
+            positions_correct=correct.sum() + (padding * ended).sum(),
+            means=mean.detach(),
+            reviews=len(tokens),
+        )
+
+    def _nothing(self, device: torch.device) -> Losses:
+        loss = torch.stack([parameter.flatten()[0] for parameter in self.parameters()]).sum() * 0.0
+        zero, none = loss.detach(), torch.zeros((), dtype=torch.long, device=device)
+        means = torch.zeros(0, self.config.model.latent, device=device)
+        return Losses(loss, zero, zero, zero, none, none, none, none, none, none, means, 0)
+
+    def _previous(self, tokens: Tensor, generator: torch.Generator | None) -> Tensor:
+        """What the decoder is fed: START and all tokens but the last, words dropped in training."""
+        assert self.config.objective.kind == "elbo"
+        previous = F.pad(tokens[:, :-1], (1, 0), value=START)  # (batch, length)
+        dropped = self.config.objective.word_dropout
+        if not self.training or dropped == 0:
+            return previous
+        draw = torch.rand(previous.shape, generator=generator, device=tokens.device)
+        return previous.masked_fill((draw < dropped) & (previous != START), OOV)
+
+    def _score_chunks(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Each position's reconstruction loss and whether its target is the likeliest: (rows,), (rows,)."""
+        rows = max(1, LOGITS_AT_ONCE // self.vocabulary_size)
+        if len(targets) <= rows:
+            return self._score(hidden, targets)
+        parts = [
+            checkpoint(self._score, h, t, use_reentrant=False, preserve_rng_state=False)
+            for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
+        ]
+        return torch.cat([scores for scores, _ in parts]), torch.cat([correct for _, correct in parts])
+
+    def _score(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.output(hidden)  # (rows, vocabulary)
+        score = objective.cross_entropy if self.autoregressive else objective.seed_reconstruction
+        return score(logits, targets), logits.detach().argmax(dim=-1) == targets
+
+    # The parts
+
+    def encode(self, tokens: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of the posterior, (batch, latent) each, of tokens (batch, length).
+
+        `lengths` (batch,) are the real tokens; without them, every token but PAD at the end is real. With
+        objective seed padding is processed like any token and `lengths` is not looked at.
+        """
+        if self.autoregressive and lengths is None:
+            lengths = (tokens != PAD).sum(dim=1)
+        embedded = self._dropout(self.embedding(tokens))  # (batch, length, embedding)
+        h = self.encoder.final_states(embedded, lengths if self.autoregressive else None)
+        if self.dense is not None:
+            h = self.dense(h).relu()  # (batch, dense)
+        return self.mean(h).float(), self.log_var(h).float()
+
+    def sample_posterior(
+        self, mean: Tensor, log_var: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """z = mean + exp(log_var / 2) * eps, eps ~ N(0, noise_std^2): (batch, latent)."""
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        return mean + torch.exp(log_var / 2) * (noise * self.config.model.noise_std)
+
+    def decode(self, z: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Logits (batch, length, vocabulary) of z (batch, latent).
+
+        The repeat decoder ignores `tokens`. The autoregressive one is fed START and tokens[:, :-1], whatever
+        they are; to write without being fed, see `generate`.
+        """
+        if not self.autoregressive:
+            return self.output(self._hidden(z))
+        if tokens is None:
+            raise ValueError(
+                "the autoregressive decoder needs the tokens that it is fed; generate() needs none"
+            )
+        return self.output(self._hidden(z, F.pad(tokens[:, :-1], (1, 0), value=START)))
+
+    def _hidden(self, z: Tensor, previous: Tensor | None = None) -> Tensor:
+        """The decoder's last layer: (batch, length, hidden)."""
+        if previous is None:
+            return self._dropout(self.decoder(z[:, None].expand(-1, self.frame_length, -1))[0])
+        return self._dropout(self.decoder(self._fed(z, previous), self._initial_state(z))[0])
+
+    def _fed(self, z: Tensor, previous: Tensor) -> Tensor:
+        embedded = self._dropout(self.embedding(previous))  # (batch, length, embedding)
+        return torch.cat((embedded, z[:, None].expand(-1, previous.shape[1], -1).to(embedded.dtype)), dim=-1)
+
+    def _initial_state(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.state is not None
+        state = self.state(z).to(z.dtype).view(len(z), 2, self.decoder.num_layers, -1)
+        h, c = state.permute(1, 2, 0, 3).contiguous()  # (layers, batch, hidden) each
+        return h, c
+
+    def _dropout(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.config.model.dropout, self.training)
+
+    def sentiment_logits(self, z: Tensor) -> Tensor:
+        """The log-odds (batch,) that the review of z (batch, latent) is positive."""
+        h = z if self.sentiment_dense is None else self.sentiment_dense(z)
+        return self.sentiment_output(h)[:, 0].float()
+
+    def predict_sentiment(self, z: Tensor) -> Tensor:
+        """The probability (batch,) that the review of z (batch, latent) is positive."""
+        return self.sentiment_logits(z).sigmoid()
+
+    def sentiment_direction(self) -> tuple[Tensor, Tensor]:
+        """The head, which is linear, as one weight (latent,) and one bias (): log-odds = z @ weight + bias."""
+        weight, bias = self.sentiment_output.weight[0], self.sentiment_output.bias[0]
+        if self.sentiment_dense is not None:
+            weight, bias = weight @ self.sentiment_dense.weight, bias + weight @ self.sentiment_dense.bias
+        return weight.detach(), bias.detach()
+
+    # Writing
+
+    @torch.no_grad()
+    def generate(
+        self,
+        z: Tensor,
+        max_length: int | None = None,
+        *,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Token ids (batch, length) written from z (batch, latent), PAD after each END.
+
+        Temperature 0 takes the likeliest token, more of it draws from softmax(logits / temperature). PAD, START
+        and OOV are never written, nor is an END at the beginning. At most `max_length` tokens are written, by
+        default as many as the longest review may have. The repeat decoder has no END and its positions know
+        nothing of each other: it writes the likeliest token at every one, PAD too, whatever the temperature.
+        """
+        if temperature < 0:
+            raise ValueError(f"temperature must be at least 0, got {temperature}")
+        limit = self.frame_length if max_length is None else max_length
+        if limit < 1:
+            raise ValueError(f"max_length must be at least 1, got {limit}")
+        if not self.autoregressive:
+            return self.decode(z).argmax(dim=-1)[:, :limit]
+        previous = torch.full((len(z), 1), START, dtype=torch.long, device=z.device)
+        over = torch.zeros(len(z), dtype=torch.bool, device=z.device)
+        state = self._initial_state(z)
+        written = []
+        for position in range(limit):
+            hidden, state = self.decoder(self._fed(z, previous), state)
+            logits = self.output(self._dropout(hidden[:, 0])).float()  # (batch, vocabulary)
+            logits[:, [PAD, START, OOV, END] if position == 0 else [PAD, START, OOV]] = -math.inf
+            if temperature == 0:
+                token = logits.argmax(dim=-1)
+            else:
+                token = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0]
+            token = token.masked_fill(over, PAD)
+            written.append(token)
+            over = over | (token == END)
+            if bool(over.all()):
+                break
+            previous = token[:, None]
+        return torch.stack(written, dim=1) if written else previous[:, :0]
+
+    @torch.no_grad()
+    def reconstruct(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Token ids (batch, length) of each review, written again from its mean, the likeliest token each time."""
+        return self.generate(self.encode(tokens, lengths)[0])
+
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
+        """Token ids (n, length) written from draws of the prior N(0, 1)."""
+        device = self.embedding.weight.device
+        z = torch.randn(n, self.config.model.latent, generator=generator, device=device)
+        return self.generate(z, temperature=temperature, generator=generator)
+
+    @torch.no_grad()
+    def interpolate(self, tokens_a: Tensor, tokens_b: Tensor, steps: int) -> Tensor:
+        """Token ids (steps, length) written on the way from review a (length,) to review b, both included.
+
+        The way is the straight line between their means. It is straight because the sentiment head is linear:
+        its log-odds change evenly along it.
+        """
+        a, b = self.encode(tokens_a[None])[0], self.encode(tokens_b[None])[0]
+        return self.generate(line(a[0], b[0], steps))
+
+
+def line(a: Tensor, b: Tensor, steps: int) -> Tensor:
+    """`steps` evenly spaced points (steps, latent) of the straight line from a to b (latent,), both included."""
+    if steps < 2:
+        raise ValueError(f"steps must be at least 2, the two ends, got {steps}")
+    share = torch.linspace(0, 1, steps, device=a.device, dtype=a.dtype)[:, None]
+    return torch.lerp(a, b, share)
+
+
+def frame_length(config: Config) -> int:
+    """The tokens of the longest review that the model sees: with an END behind it under objective elbo."""
+    return config.vocabulary.max_length + (1 if config.objective.kind == "elbo" else 0)
+
+
+def _hits(logits: Tensor, labels: Tensor) -> Tensor:
+    return (((logits.detach() > 0) == (labels > 0)) & (labels >= 0)).sum()
+
+
+def from_keras_weights(config: Config, arrays: Sequence[np.ndarray]) -> TextVAE:
+    """The model of `config` with the weights of the Keras model, on CPU, in eval mode.
+
+    `arrays` are in Keras' layout, kernels (in, out), LSTM gates in the order i, f, c, o, one bias, and in this
+    order: embedding; each encoder LSTM forward, then backward (kernel, recurrent kernel, bias each); dense,
+    z_mean, z_log_var (kernel, bias each); each decoder LSTM; output dense; sentiment dense; sentiment output.
+    A layer that the config leaves out is left out here too. Raises ValueError naming the array that does not fit.
+    """
+    if config.model.decoder != "repeat":
+        raise ValueError("model.decoder must be repeat: the Keras model has no other")
+    model = TextVAE(config)
+    layout = _keras_layout(model)
+    if len(arrays) != len(layout):
+        raise ValueError(f"the Keras model of this config has {len(layout)} arrays, got {len(arrays)}")
+    for number, ((name, weight), given) in enumerate(zip(layout, arrays, strict=True), start=1):
+        # Keras keeps kernels (in, out), PyTorch (out, in); the embedding is (words, width) in both.
+        transposed = weight.dim() == 2 and name != "embedding"
+        expected = tuple(reversed(weight.shape)) if transposed else tuple(weight.shape)
+        if np.shape(given) != expected:
+            raise ValueError(
+                f"array {number} of {len(layout)}, {name}: must have shape {expected}, got {np.shape(given)}"
+            )
+        value = torch.from_numpy(np.array(given, dtype=np.float32))
+        with torch.no_grad():
+            weight.copy_(value.T if transposed else value)
+    return model.eval()
+
+
+def _keras_layout(model: TextVAE) -> list[tuple[str, nn.Parameter]]:
+    """Every parameter in Keras' order, named for people."""
+
+    def lstm(name: str, module: LSTM) -> list[tuple[str, nn.Parameter]]:
+        ends = [("", " forward"), ("_reverse", " backward")] if module.bidirectional else [("", "")]
+        parts = (("weight_ih", "kernel"), ("weight_hh", "recurrent kernel"), ("bias_ih", "bias"))
+        return [
+            (f"{name} LSTM {layer + 1}{direction} {part}", getattr(module, f"{weight}_l{layer}{suffix}"))
+            for layer in range(module.num_layers)
+            for suffix, direction in ends
+            for weight, part in parts
+        ]
+
+    def dense(name: str, module: nn.Linear | None) -> list[tuple[str, nn.Parameter]]:
+        return [] if module is None else [(f"{name} kernel", module.weight), (f"{name} bias", module.bias)]
+
+    return [
+        ("embedding", model.embedding.weight),
+        *lstm("encoder", model.encoder),
+        *dense("dense", model.dense),
+        *dense("z_mean", model.mean),
+        *dense("z_log_var", model.log_var),
+        *lstm("decoder", model.decoder),
+        *dense("output", model.output),
+        *dense("sentiment dense", model.sentiment_dense),
+        *dense("sentiment output", model.sentiment_output),
+    ]
+
+
+def parameter_count(config: Config) -> int:
+    """The trainable numbers of the model of `config`; nothing is allocated."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in TextVAE(config).parameters())
+
+
+def expected_memory(config: Config, ranks: int = 1) -> int:
+    """An estimate, in bytes, of the largest memory that the tensors of one rank take in training.
+
+    Parameters, gradients and Adam's two moments, 4 bytes each, and once more the gradients when ranks share
+    them; plus the activations of a batch whose every review is as long as can be: embeddings, six numbers per
+    LSTM unit and position (four gates, cell, output), as much again for their gradients, and three to four
+    copies of the logits computed at once. The process itself, torch loaded, takes some 0.3 GB beside this.
+    """
+    sizes = config.model
+    weights = parameter_count(config) * (5 if ranks > 1 else 4)
+    positions = math.ceil(config.training.batch_size / ranks) * frame_length(config)
+    encoder = sizes.embedding + 6 * 2 * sizes.encoder_hidden * sizes.encoder_layers
+    fed = sizes.latent + (sizes.embedding if sizes.decoder == "autoregressive" else 0)
+    decoder = fed + (6 * sizes.decoder_layers + 1) * sizes.decoder_hidden
+    logits = min(positions * config.vocabulary.size, max(LOGITS_AT_ONCE, config.vocabulary.size))
+    copies = 4 if config.objective.kind == "seed" else 3
+    return 4 * (weights + 2 * positions * (encoder + decoder) + copies * logits)

@@ -1,0 +1,98 @@
+"""The losses, from integer targets: the seed's as it was, and an evidence lower bound.
+
+Everything here is in float32 and a sum over reviews, so that ranks with unequal numbers of reviews can add up
+their parts and divide once by the reviews of the whole step.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from textvae.config import Config
+
+KERAS_EPSILON = 1e-7  # Keras clips probabilities to [epsilon, 1 - epsilon] before it takes logarithms
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What one batch says: sums over its reviews, as scalars on the model's device.
+
+    `loss` is the one to differentiate. Divided by the reviews of the step over all ranks (and, as DDP averages
+    gradients, multiplied by the ranks), it is the exact loss of the step, however the reviews are spread.
+    """
+
+    loss: Tensor  # reconstruction + kl_weight * kl + sentiment_weight * sentiment
+    reconstruction: Tensor  # nats
+    kl: Tensor  # nats
+    sentiment: Tensor  # nats, over the labelled reviews
+    labelled: Tensor  # reviews with a label
+    sentiment_correct: Tensor  # labelled reviews on whose label the head is right
+    tokens: Tensor  # real tokens, padding left out
+    tokens_correct: Tensor  # real tokens that are the likeliest at their position
+    positions: Tensor  # positions of full-length reviews, padding counted
+    positions_correct: Tensor
+    means: Tensor  # (batch, latent) the posterior means, detached
+    reviews: int
+
+
+def seed_reconstruction(logits: Tensor, targets: Tensor) -> Tensor:
+    """Sum over the vocabulary of the binary cross-entropy between one-hot target and softmax: (rows,).
+
+    `logits` (rows, vocabulary), `targets` (rows,). The one-hot target is never made: every word costs
+    -log(1 - p), but for the target, which costs -log(p). Probabilities are clipped as Keras clips them.
+    """
+    p = logits.float().softmax(dim=-1).clamp(KERAS_EPSILON, 1.0 - KERAS_EPSILON)  # (rows, vocabulary)
+    target = p.gather(-1, targets[:, None])[:, 0]  # (rows,)
+    absent = torch.log1p(-p).sum(dim=-1)  # (rows,)
+    return -absent + torch.log1p(-target) - target.log()
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """-log softmax(logits)[target]: (rows,), of logits (rows, vocabulary) and targets (rows,)."""
+    return F.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def seed_kl(mean: Tensor, log_var: Tensor) -> Tensor:
+    """-0.5 * mean over the latent of (1 + log_var - mean^2 - exp(log_var)): (batch,), of two (batch, latent).
+
+    A mean where a KL divergence has a sum, and blind to the noise's scale: the original's, kept.
+    """
+    return -0.5 * (1.0 + log_var - mean.square() - log_var.exp()).mean(dim=-1)
+
+
+def kl(mean: Tensor, log_var: Tensor, noise_std: float) -> Tensor:
+    """KL(N(mean, noise_std^2 exp(log_var)) || N(0, 1)), summed over the latent: (batch,).
+
+    Kingma & Welling 2013, appendix B; noise_std enters because z = mean + exp(log_var / 2) * noise_std * n.
+    """
+    log_variance = log_var + 2.0 * math.log(noise_std)
+    return -0.5 * (1.0 + log_variance - mean.square() - log_variance.exp()).sum(dim=-1)
+
+
+def seed_sentiment(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy of sigmoid(logits), clipped as Keras clips it; 0 for a label of -1: (batch,)."""
+    p = logits.float().sigmoid().clamp(KERAS_EPSILON, 1.0 - KERAS_EPSILON)
+    losses = -torch.where(labels > 0, p.log(), torch.log1p(-p))
+    return losses * (labels >= 0)
+
+
+def sentiment(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy of sigmoid(logits) (batch,); 0, with a gradient of 0, for a label of -1."""
+    # A product, not a selection: a rank without labels must still give the head a gradient, or DDP waits for it.
+    losses = F.binary_cross_entropy_with_logits(logits.float(), labels.clamp(min=0).float(), reduction="none")
+    return losses * (labels >= 0)
+
+
+def kl_weight(config: Config, epoch: float) -> float:
+    """The KL term's weight at `epoch`, counted from 0 in fractions: it grows from 0 over the warm-up."""
+    objective = config.objective
+    if objective.kind == "seed":
+        return 1.0
+    if objective.kl_warmup_epochs == 0:
+        return objective.kl_weight
+    return objective.kl_weight * min(1.0, max(0.0, epoch) / objective.kl_warmup_epochs)

@@ -1,0 +1,82 @@
+"""LSTMs as Keras has them: one bias per gate set, and padding that can be kept out of both directions."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+
+class LSTM(nn.LSTM):
+    """nn.LSTM, batch first, with a single bias per gate set; gates in the order i, f, g, o.
+
+    PyTorch adds two biases, an arrangement of cuDNN's; their sum is all that counts. The second one is a
+    buffer of zeros here: it is no parameter, it is not in the state dict, and the fused kernels of cuDNN and
+    oneDNN, which want both, still apply.
+    """
+
+    def __init__(
+        self, input_size: int, hidden_size: int, num_layers: int = 1, *, bidirectional: bool = False
+    ):
+        super().__init__(input_size, hidden_size, num_layers, batch_first=True, bidirectional=bidirectional)
+        for name in [name for name in self._flat_weights_names if name.startswith("bias_hh")]:
+            zeros = torch.zeros_like(getattr(self, name)).detach()
+            delattr(self, name)
+            self.register_buffer(name, zeros, persistent=False)
+        self._init_flat_weights()  # PyTorch keeps its own list of the weights; it must hold the buffers
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Keras' initial weights: Glorot uniform, orthogonal recurrence, zero bias but 1 for the forget gate."""
+        with torch.no_grad():
+            for name, weight in self.named_parameters():
+                if name.startswith("weight_ih"):
+                    nn.init.xavier_uniform_(weight)
+                elif name.startswith("weight_hh"):
+                    nn.init.orthogonal_(weight)
+                elif name.startswith("bias_ih"):
+                    weight.zero_()
+                    weight[self.hidden_size : 2 * self.hidden_size] = 1.0
+
+    def final_states(self, inputs: Tensor, lengths: Tensor | None) -> Tensor:
+        """Both directions' last states of the last layer, concatenated: (batch, 2 * hidden).
+
+        `inputs` is (batch, length, input). Without `lengths` every position counts. With `lengths` (batch,),
+        positions from lengths[i] on are padding, and change nothing in either direction.
+        """
+        if lengths is None:
+            last = self(inputs)[1][0][-2:]  # (2, batch, hidden)
+            return torch.cat((last[0], last[1]), dim=-1)
+        # A packed sequence stays within cuDNN, but leaves oneDNN for a loop that is three to eight times slower.
+        return self._packed(inputs, lengths) if inputs.is_cuda else self._by_direction(inputs, lengths)
+
+    def _packed(self, inputs: Tensor, lengths: Tensor) -> Tensor:
+        packed = pack_padded_sequence(inputs, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        last = self(packed)[1][0][-2:]  # (2, batch, hidden)
+        return torch.cat((last[0], last[1]), dim=-1)
+
+    def _by_direction(self, inputs: Tensor, lengths: Tensor) -> Tensor:
+        """Runs the backward direction on each sequence reversed within its length, so padding comes last."""
+        self._update_flat_weights()
+        weights = cast(list[Tensor], self._flat_weights)
+        batch, length, _ = inputs.shape
+        rows = torch.arange(batch, device=inputs.device)[:, None]  # (batch, 1)
+        steps = torch.arange(length, device=inputs.device)  # (length,)
+        ends = lengths[:, None]
+        reverse = torch.where(steps < ends, ends - 1 - steps, steps)  # (batch, length), its own inverse
+        state = torch.zeros(1, batch, self.hidden_size, dtype=inputs.dtype, device=inputs.device)
+
+        def direction(sequence: Tensor, of: list[Tensor]) -> Tensor:  # (batch, length, hidden)
+            return torch.lstm(sequence, (state, state), of, True, 1, 0.0, self.training, False, True)[0]
+
+        for layer in range(self.num_layers):
+            forward, backward = weights[8 * layer : 8 * layer + 4], weights[8 * layer + 4 : 8 * layer + 8]
+            ahead = direction(inputs, forward)
+            behind = direction(inputs[rows, reverse], backward)
+            if layer < self.num_layers - 1:
+                inputs = torch.cat((ahead, behind[rows, reverse]), dim=-1)
+                state = state.to(inputs.dtype)
+        last = lengths - 1
+        return torch.cat((ahead[rows[:, 0], last], behind[rows[:, 0], last]), dim=-1)
