@@ -1,0 +1,155 @@
+"""Opening a database: connections, transactions, migrations, and the border where driver errors are translated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, ProgrammingError
+
+from jobs.migrations import HEAD
+from jobs.store.values import StoreError, StoreUnavailable
+
+Clock = Callable[[], datetime]
+
+BUSY_SECONDS = 10  # how long a writer waits for another one
+
+
+def utc_now() -> datetime:
+    """This moment, in UTC."""
+    return datetime.now(UTC)
+
+
+class Database:
+    """An open database at the newest schema. Safe to share between threads, not between forked processes."""
+
+    def __init__(self, url: str, clock: Clock = utc_now):
+        """Open the database at `url`, creating or migrating its tables if they are behind.
+
+        Raises StoreUnavailable if it cannot be reached, StoreError if the URL or the schema is not ours.
+        """
+        self.clock = clock
+        try:
+            parsed = make_url(url)
+            self._engine = _engine(parsed)
+        except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+            raise StoreError(
+                f"the database URL cannot be used ({error}); sqlite:////path/to/file.db and "
+                "postgresql+psycopg://user:password@host/name can"
+            ) from error
+        self.name = parsed.render_as_string(hide_password=True)
+        with self._translated():
+            _bring_up_to_date(self._engine, parsed)
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._engine.dispose()
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A consistent view of the database."""
+        with self._translated(), self._engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A transaction that may write; it is rolled back if the block raises."""
+        with self._translated(), self._engine.connect() as connection:
+            connection = connection.execution_options(textvae_writes=True)
+            with connection.begin():
+                yield connection
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except OperationalError as error:
+            raise StoreUnavailable(f"the database {self.name} does not answer: {error.orig}") from error
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                raise StoreUnavailable(f"the database {self.name} went away: {error.orig}") from error
+            raise
+
+
+def _engine(url: URL) -> Engine:
+    if url.get_backend_name() != "sqlite":
+        return create_engine(url, pool_pre_ping=True)
+    if url.database in (None, "", ":memory:"):
+        raise StoreError("an SQLite database must be a file, such as sqlite:////path/to/file.db")
+    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, _: Any) -> None:
+        # The driver's own BEGINs come too late: it is told to leave transactions to `begin` below.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        # A job that submit has acknowledged must survive a power cut. In WAL mode only FULL syncs the log
+        # at every commit; NORMAL may lose the last ones. Our writes are a few a second: the cost is small.
+        cursor.execute("PRAGMA synchronous = FULL")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # A transaction that begins with a read and then writes can fail at once with "database is locked",
+        # whatever the time-out. IMMEDIATE takes the write lock first, and waits for it.
+        writes = connection.get_execution_options().get("textvae_writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _revision(engine: Engine) -> str | None:
+    """The schema's revision, none for an empty database. A plain SELECT: Alembic takes long to import."""
+    try:
+        with engine.connect() as connection:
+            return connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+    except (OperationalError, ProgrammingError) as error:
+        if "alembic_version" not in str(error.orig):  # not the missing table: a database that does not answer
+            raise
+        return None
+
+
+def _bring_up_to_date(engine: Engine, url: URL) -> None:
+    if url.get_backend_name() != "sqlite":
+        if _revision(engine) != HEAD:
+            _migrate(engine)
+        return
+    path = Path(str(url.database))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreUnavailable(f"the folder {path.parent} cannot be made: {error.strerror or error}") from error
+    if path.exists() and path.stat().st_size and _revision(engine) == HEAD:
+        return
+    try:
+        # Two processes that open a new database at once would both create the tables.
+        with FileLock(f"{path}.lock", timeout=60):
+            if _revision(engine) == HEAD:
+                return
+            with engine.connect() as connection:
+                # The mode is kept in the file. It must be changed outside of a transaction, with nobody else in.
+                raw = connection.connection.dbapi_connection
+                assert raw is not None  # a pool hands out open connections only
+                raw.execute("PRAGMA journal_mode = WAL")
+            _migrate(engine)
+    except Timeout as error:
+        raise StoreUnavailable(f"{path}.lock is held by another process that is migrating the database") from error
+
+
+def _migrate(engine: Engine) -> None:
+    from jobs.migrations import UnknownRevision, upgrade
+
+    with engine.connect().execution_options(textvae_writes=True) as connection, connection.begin():
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(7350071)"))
+        try:
+            upgrade(connection)
+        except UnknownRevision as error:
+            raise StoreError(str(error)) from error
