@@ -48,8 +48,7 @@ def connect(address: str, *, token_path: str | Path | None = None, timeout: floa
     if ray.is_initialized():
         return
     if token_path is not None:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_path)
+        _use_token(token_path)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address != "auto":
         # ray.init takes a minute to find out that nobody listens.
@@ -65,6 +64,18 @@ def connect(address: str, *, token_path: str | Path | None = None, timeout: floa
             address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True
         ),
     )
+
+
+def _use_token(path: str | Path) -> None:
+    wanted = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
+    if wanted.items() <= os.environ.items():
+        return
+    os.environ.update(wanted)
+    # Ray read the variables when it was imported; without this it would send no token.
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def disconnect() -> None:
@@ -101,7 +112,9 @@ def start(
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
         if environment:
             options["runtime_env"] = {"env_vars": dict(environment)}
-        actor = _Attempt.options(  # type: ignore[attr-defined]
+        # Made an actor here: a class decorated by ray.remote would travel by value, with copies of this module's
+        # variables, and the inbox that it reads would not be the one that the attempt registers.
+        actor = ray.remote(_Attempt).options(
             name=name,
             namespace=NAMESPACE,
             lifetime="detached",
@@ -177,9 +190,9 @@ def own_name() -> str:
 _handler: Handler | None = None
 _inbox = threading.Lock()
 _own_name: str | None = None
+_stuck: dict[str, threading.Thread] = {}  # calls that Ray never answered
 
 
-@ray.remote
 class _Attempt:
     """The actor: starts itself, answers while it works, and takes itself away at the end."""
 
@@ -241,11 +254,12 @@ def _actors() -> list[dict[str, Any]]:
 def _family(actor: str) -> set[str]:
     """The actor of this hex id and all that it owns, directly or through others: its ranks."""
     everyone = _actors()
-    process = {a["ActorID"]: a["Address"].get("WorkerID") for a in everyone}
+    process = {a["ActorID"]: (a["Address"]["NodeID"], a["Address"]["Port"]) for a in everyone if a["Address"]["Port"]}
     family = {actor}
     while True:
-        processes = {process.get(member) for member in family} - {None, ""}
-        more = {a["ActorID"] for a in everyone if a["OwnerAddress"].get("WorkerID") in processes} - family
+        processes = {process[member] for member in family if member in process}
+        owners = {a["ActorID"]: (a["OwnerAddress"]["NodeID"], a["OwnerAddress"]["Port"]) for a in everyone}
+        more = {each for each, owner in owners.items() if owner in processes} - family
         if not more:
             return family
         family |= more
@@ -255,8 +269,13 @@ def _within(seconds: float, what: str, call: Callable[[], Value]) -> Value:
     """The call's value; ClusterError if Ray raises, or has not answered within `seconds`.
 
     Ray's calls wait for as long as the head is away and few take a time-out. They run on a thread that is left
-    behind if it is stuck.
+    behind if it is stuck; until it comes back, the same question is not asked again.
     """
+    if (stuck := _stuck.get(what)) is not None:
+        stuck.join(seconds)
+        if stuck.is_alive():
+            raise ClusterError(f"{what}: Ray has not answered for {seconds:.0f} s")
+        _stuck.pop(what, None)
     answer: list[Value] = []
     failure: list[BaseException] = []
 
@@ -275,6 +294,7 @@ def _within(seconds: float, what: str, call: Callable[[], Value]) -> Value:
             raise ClusterError(f"{what}: {_first_line(error)}") from error
         raise error
     if not answer:
+        _stuck[what] = thread
         raise ClusterError(f"{what}: Ray has not answered for {seconds:.0f} s")
     return answer[0]
 

@@ -1,0 +1,191 @@
+"""Attempts as detached actors, on a real Ray."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import psutil
+import pytest
+
+from cluster import launching
+
+# What the attempts of these tests do. They tell of themselves through files.
+WORK = '''
+import json, os, time
+from pathlib import Path
+from cluster import launching
+
+def tell(folder, **what):
+    path = Path(folder) / f"{launching.own_name()}.json"
+    path.with_suffix(".new").write_text(json.dumps({"pid": os.getpid(), **what}))
+    path.with_suffix(".new").rename(path)
+
+def until_told(arguments):
+    tell(arguments["folder"], variable=os.environ.get("SPECIAL"))
+    while not (Path(arguments["folder"]) / "go").exists():
+        time.sleep(0.02)
+    tell(arguments["folder"], done=True)
+
+def fail(arguments):
+    tell(arguments["folder"])
+    raise RuntimeError("as it should")
+
+def with_a_rank(arguments):
+    import ray
+    class Rank:
+        def pid(self):
+            return os.getpid()
+    rank = ray.remote(Rank).options(num_cpus=1).remote()
+    tell(arguments["folder"], rank=ray.get(rank.pid.remote()))
+    time.sleep(600)
+
+def with_an_inbox(arguments):
+    def answer(message):
+        if message.get("fenced"):
+            raise PermissionError("a newer attempt works on this")
+        return {"stop": message["n"] > 1}
+    launching.inbox(answer)
+    tell(arguments["folder"])
+    time.sleep(600)
+'''
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+    """The condition's first true value; fails when there is none in time."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+    return value
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    (tmp_path / "attempt_work.py").write_text(WORK)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "attempt_work", raising=False)
+    return importlib.import_module("attempt_work")
+
+
+def told(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / f"{name}.json"
+    return wait_for(lambda: path.exists() and json.loads(path.read_text()))
+
+
+@pytest.mark.ray
+def test_an_attempt_is_started_once_and_leaves_when_it_is_done(local_ray, work, tmp_path):
+    environment = {"PYTHONPATH": str(tmp_path), "SPECIAL": "given"}
+    arguments = {"folder": str(tmp_path)}
+    assert launching.state("job-1") == "dead"
+    assert launching.start("job-1", work.until_told, arguments, environment=environment)
+    assert not launching.start("job-1", work.until_told, arguments, environment=environment)
+    first = told(tmp_path, "job-1")
+    assert first["variable"] == "given"
+    assert launching.state("job-1") == "alive"
+    assert launching.names() == {"job-1"}
+    (tmp_path / "go").touch()
+    wait_for(lambda: launching.state("job-1") == "dead")
+    last = told(tmp_path, "job-1")
+    assert last["done"] and last["pid"] == first["pid"]
+    wait_for(lambda: not psutil.pid_exists(first["pid"]))
+    # The name can be had again, for another process.
+    assert launching.start("job-1", work.until_told, arguments, environment=environment)
+    wait_for(lambda: launching.state("job-1") == "dead")
+
+
+@pytest.mark.ray
+def test_an_attempt_that_raises_leaves_too(local_ray, work, tmp_path):
+    launching.start("job-2", work.fail, {"folder": str(tmp_path)}, environment={"PYTHONPATH": str(tmp_path)})
+    wait_for(lambda: launching.state("job-2") == "dead")
+    pid = told(tmp_path, "job-2")["pid"]
+    wait_for(lambda: not psutil.pid_exists(pid), 5)
+
+
+@pytest.mark.ray
+def test_stop_ends_the_attempt_and_its_ranks(local_ray, work, tmp_path):
+    launching.start("job-3", work.with_a_rank, {"folder": str(tmp_path)}, environment={"PYTHONPATH": str(tmp_path)})
+    mine = told(tmp_path, "job-3")
+    assert psutil.pid_exists(mine["rank"])
+    launching.stop("job-3")
+    assert launching.state("job-3") == "dead"
+    wait_for(lambda: not psutil.pid_exists(mine["pid"]) and not psutil.pid_exists(mine["rank"]), 5)
+    launching.stop("job-3")  # one that is gone: nothing happens
+
+
+@pytest.mark.ray
+def test_ranks_get_the_reply_of_the_inbox_or_its_error(local_ray, work, tmp_path):
+    import ray
+
+    launching.start("job-4", work.with_an_inbox, {"folder": str(tmp_path)}, environment={"PYTHONPATH": str(tmp_path)})
+    told(tmp_path, "job-4")
+    attempt = ray.get_actor("job-4", namespace=launching.NAMESPACE)
+    assert ray.get(attempt.deliver.remote({"n": 1})) == {"stop": False}
+    assert ray.get(attempt.deliver.remote({"n": 2})) == {"stop": True}
+    with pytest.raises(PermissionError, match="a newer attempt works on this"):
+        ray.get(attempt.deliver.remote({"fenced": True}))
+    launching.stop("job-4")
+
+
+@pytest.mark.ray
+def test_an_attempt_outlives_the_process_that_started_it(local_ray, work, tmp_path):
+    driver = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import attempt_work\n"
+        "from cluster import launching\n"
+        "launching.connect(sys.argv[2], token_path=sys.argv[3])\n"
+        "launching.start('job-5', attempt_work.until_told, {'folder': sys.argv[1]},"
+        " environment={'PYTHONPATH': sys.argv[1]})\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", driver, str(tmp_path), local_ray.address, str(local_ray.token_path)],
+        check=True,
+        timeout=60,
+    )
+    assert launching.state("job-5") == "alive"
+    (tmp_path / "go").touch()
+    wait_for(lambda: launching.state("job-5") == "dead")
+    assert told(tmp_path, "job-5")["done"]
+
+
+def test_a_cluster_that_is_not_there_is_an_error_at_once():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        program = f"from cluster import launching\nlaunching.connect('127.0.0.1:{port}')"
+        began = time.monotonic()
+        answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert f"no Ray cluster answers at 127.0.0.1:{port}" in answer.stderr
+    assert time.monotonic() - began < 20
+
+
+def test_a_call_that_ray_does_not_answer_is_an_error_and_not_asked_again(monkeypatch):
+    import threading
+
+    answer = threading.Event()
+    calls: list[int] = []
+
+    def ask() -> list[str]:
+        calls.append(1)
+        answer.wait()
+        return ["job-1"]
+
+    monkeypatch.setattr("ray.util.list_named_actors", ask)
+    assert launching.state("job-1", timeout=0.05) == "unknown"
+    assert launching.state("job-1", timeout=0.05) == "unknown"
+    assert len(calls) == 1  # no thread is added for each question
+    answer.set()
+    assert launching.state("job-1", timeout=5) == "alive"
+
+
+def test_an_attempt_needs_a_function_that_can_be_imported():
+    with pytest.raises(ValueError, match="importable"):
+        launching.start("job-6", lambda arguments: None, {})
