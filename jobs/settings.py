@@ -81,14 +81,18 @@ class Settings:
 
         return cls(
             home=home,
-            database_url=take("database_url", "TEXTVAE_DATABASE_URL", f"sqlite:///{home / 'textvae.db'}", str),
+            database_url=take(
+                "database_url", "TEXTVAE_DATABASE_URL", f"sqlite:///{home / 'textvae.db'}", str
+            ),
             storage=take("storage", "TEXTVAE_STORAGE", str(home / "storage"), folder_or_uri),
             redis_url=take("redis_url", "TEXTVAE_REDIS_URL", None, _redis_url),
             ray_address=take("ray_address", "RAY_ADDRESS", None, str),
             token_path=take("token_path", "RAY_AUTH_TOKEN_PATH", None, Path),
             max_cpus=take("max_cpus", "TEXTVAE_MAX_CPUS", None, number("TEXTVAE_MAX_CPUS")),
             max_gpus=take("max_gpus", "TEXTVAE_MAX_GPUS", None, number("TEXTVAE_MAX_GPUS")),
-            start_timeout=take("start_timeout", "TEXTVAE_START_TIMEOUT", 120.0, number("TEXTVAE_START_TIMEOUT")),
+            start_timeout=take(
+                "start_timeout", "TEXTVAE_START_TIMEOUT", 120.0, number("TEXTVAE_START_TIMEOUT")
+            ),
             origins=origins,
         )
 
@@ -144,7 +148,9 @@ class Settings:
         except FileNotFoundError:
             return self
         except (OSError, ValueError) as error:
-            raise SettingsError(f"{self.stack_file} cannot be read ({error}); `textvae-jobs down` and `up`") from error
+            raise SettingsError(
+                f"{self.stack_file} cannot be read ({error}); `textvae-jobs down` and `up`"
+            ) from error
         changes: dict[str, Any] = {}
         origins = dict(self.origins)
         for name in _STACK_KEYS:
@@ -213,5 +219,7 @@ def _number(variable: str, text: str) -> float:
 
 def _redis_url(text: str) -> str:
     if not text.startswith(("redis://", "rediss://", "unix://")):
-        raise SettingsError(f"TEXTVAE_REDIS_URL: {masked(text)!r} must begin with redis://, rediss:// or unix://")
+        raise SettingsError(
+            f"TEXTVAE_REDIS_URL: {masked(text)!r} must begin with redis://, rediss:// or unix://"
+        )
     return text

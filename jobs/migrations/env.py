@@ -10,5 +10,7 @@ connection = context.config.attributes["connection"]
 if connection is None:
     raise RuntimeError("migrations run through jobs.migrations.upgrade, which opens the connection")
 # Batch mode rewrites a table where SQLite cannot alter it in place.
-context.configure(connection=connection, target_metadata=Base.metadata, render_as_batch=True, compare_type=True)
+context.configure(
+    connection=connection, target_metadata=Base.metadata, render_as_batch=True, compare_type=True
+)
 context.run_migrations()

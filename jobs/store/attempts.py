@@ -231,7 +231,9 @@ class AttemptVerbs(JobVerbs):
             best = best_of(alive, mode)
             if best is not None:
                 keep.add(best.id)
-            keep.update(connection.execute(select(VersionRow.checkpoint).where(VersionRow.job == job)).scalars())
+            keep.update(
+                connection.execute(select(VersionRow.checkpoint).where(VersionRow.job == job)).scalars()
+            )
             keep.update(
                 id
                 for id in connection.execute(
@@ -246,7 +248,9 @@ class AttemptVerbs(JobVerbs):
             )
             rows = connection.execute(
                 select(*_CHECKPOINT).where(
-                    CheckpointRow.job == job, CheckpointRow.deleted.is_not(None), CheckpointRow.purged.is_(None)
+                    CheckpointRow.job == job,
+                    CheckpointRow.deleted.is_not(None),
+                    CheckpointRow.purged.is_(None),
                 )
             ).all()
             return [checkpoint_of(row) for row in rows]
@@ -363,9 +367,7 @@ def _attempt_of(row: Any) -> Attempt:
 
 def _attempt(connection: Connection, job: str, number: int) -> Attempt:
     return _attempt_of(
-        connection.execute(
-            select(*_ATTEMPT).where(AttemptRow.job == job, AttemptRow.number == number)
-        ).one()
+        connection.execute(select(*_ATTEMPT).where(AttemptRow.job == job, AttemptRow.number == number)).one()
     )
 
 

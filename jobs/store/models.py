@@ -69,7 +69,9 @@ class ModelVerbs(AttemptVerbs):
         """
         with self.writing() as connection:
             self._guard(connection, job, number)
-            row = connection.execute(select(CheckpointRow).where(CheckpointRow.id == checkpoint)).one_or_none()
+            row = connection.execute(
+                select(CheckpointRow).where(CheckpointRow.id == checkpoint)
+            ).one_or_none()
             if row is None or row.job != job:
                 raise NotFound(f"job {job} has no checkpoint {checkpoint}")
             # The model's row is the lock under which its served version changes.

@@ -125,7 +125,9 @@ def _bring_up_to_date(engine: Engine, url: URL) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreUnavailable(f"the folder {path.parent} cannot be made: {error.strerror or error}") from error
+        raise StoreUnavailable(
+            f"the folder {path.parent} cannot be made: {error.strerror or error}"
+        ) from error
     if path.exists() and path.stat().st_size and _revision(engine) == HEAD:
         return
     try:
@@ -140,7 +142,9 @@ def _bring_up_to_date(engine: Engine, url: URL) -> None:
                 raw.execute("PRAGMA journal_mode = WAL")
             _migrate(engine)
     except Timeout as error:
-        raise StoreUnavailable(f"{path}.lock is held by another process that is migrating the database") from error
+        raise StoreUnavailable(
+            f"{path}.lock is held by another process that is migrating the database"
+        ) from error
 
 
 def _migrate(engine: Engine) -> None:

@@ -92,9 +92,7 @@ def upgrade() -> None:
         sa.Column("purged", Utc(), nullable=True),
         sa.UniqueConstraint("job", "attempt", "name"),
         sa.ForeignKeyConstraint(["job", "attempt"], ["attempts.job", "attempts.number"]),
-        sa.CheckConstraint(
-            "purged IS NULL OR deleted IS NOT NULL", name="checkpoints_purged_after_deleted"
-        ),
+        sa.CheckConstraint("purged IS NULL OR deleted IS NOT NULL", name="checkpoints_purged_after_deleted"),
         sqlite_autoincrement=True,
     )
     op.create_table(
@@ -127,9 +125,7 @@ def upgrade() -> None:
         sa.Column("by", sa.String(200), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("rollback", sa.Boolean(), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["model", "version"], ["model_versions.model", "model_versions.version"]
-        ),
+        sa.ForeignKeyConstraint(["model", "version"], ["model_versions.model", "model_versions.version"]),
     )
     op.create_index("promotions_by_model", "promotions", ["model", "id"])
     op.create_table(
@@ -147,5 +143,14 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for table in ("events", "promotions", "model_versions", "models", "checkpoints", "reports", "attempts", "jobs"):
+    for table in (
+        "events",
+        "promotions",
+        "model_versions",
+        "models",
+        "checkpoints",
+        "reports",
+        "attempts",
+        "jobs",
+    ):
         op.drop_table(table)

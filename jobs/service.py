@@ -1,0 +1,272 @@
+"""What people ask of the service: submit, cancel, retry, wait, promote, roll back; and reconciling its parts.
+
+Every verb writes the store first and touches Redis second. Whatever happens in between, `reconcile` heals.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from jobs.config import JobConfig, default_owner, from_mapping
+from jobs.queue import PRIORITIES, Bell, Entry, Queue, QueueUnavailable
+from jobs.store import (
+    Attempt,
+    AttemptState,
+    Cause,
+    Conflict,
+    Job,
+    StaleAttempt,
+    Store,
+    Version,
+)
+
+# Without 0/o, 1/l/i and u/v: an id is read aloud and typed.
+ALPHABET = "23456789abcdefghjkmnpqrstwxyz"
+_GIVEN_ID = re.compile(r"[a-z0-9-]{3,40}")
+LAUNCH_GRACE = 20.0  # seconds that a launched attempt's process may take to come up before it counts as lost
+
+
+class InvalidRequest(ValueError):
+    """An id or a priority that cannot be; the message says what can."""
+
+
+class Launcher(Protocol):
+    """What the service needs of `cluster.launching`."""
+
+    def state(self, name: str) -> Literal["alive", "dead", "unknown"]:
+        """Whether the process of that name is there; unknown if the cluster does not answer."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What `submit` did."""
+
+    job: Job
+    created: bool  # False: a job with this id and config was there already
+    queued: bool  # False: Redis does not answer; the dispatcher queues the job once it does
+    problem: str | None = None  # why it is not queued yet
+
+
+class Service:
+    """The service over its store and its queue."""
+
+    def __init__(self, store: Store, queue: Queue, *, randomness: random.Random | None = None):
+        self.store = store
+        self.queue = queue
+        self._random = randomness or random.SystemRandom()
+
+    def submit(
+        self, config: JobConfig, *, owner: str | None = None, priority: int = 0, id: str | None = None
+    ) -> Submission:
+        """Record a job and queue it. Submitting an `id` again returns the job that is there.
+
+        Raises InvalidRequest, Conflict (the id exists with another config), StoreUnavailable. Redis is not needed.
+        """
+        if priority not in PRIORITIES:
+            raise InvalidRequest(
+                f"priority {priority} must be from {PRIORITIES[0]} to {PRIORITIES[-1]}; higher goes first"
+            )
+        if id is not None and not _GIVEN_ID.fullmatch(id):
+            raise InvalidRequest(f"id {id!r} must be 3 to 40 of a-z, 0-9 and '-'")
+        while True:
+            try:
+                job, created = self.store.add_job(
+                    id or self._make_id(),
+                    config=config.model_dump(mode="json"),
+                    name=config.name,
+                    owner=owner or default_owner(),
+                    priority=priority,
+                    ranks=config.resources.ranks,
+                    cpus=config.resources.cpus,
+                    gpus=config.resources.gpus,
+                    attempt_limit=config.max_attempts,
+                )
+            except Conflict:
+                if id is not None:
+                    raise
+                continue  # a made id that exists already
+            if created or id is not None:
+                break
+        problem = self._push(job)
+        return Submission(job, created, queued=problem is None, problem=problem)
+
+    def cancel(self, job: str, *, by: str | None = None) -> Job:
+        """Cancel a job: at once if it waits; a running one is asked to stop, with a checkpoint, and is killed
+        if it does not. One that has ended stays as it is.
+
+        `job` may be abbreviated. Raises NotFound, Ambiguous.
+        """
+        value = self.store.request_cancel(self.store.job(job).id, by or default_owner())
+        self._tell(lambda: self._announce_cancel(value))
+        return value
+
+    def retry(self, job: str, *, by: str | None = None) -> Submission:
+        """Queue a failed or cancelled job again, with as many attempts as its config allows; the first of them
+        resumes from the newest good checkpoint.
+
+        `job` may be abbreviated. Raises NotFound, Ambiguous, Conflict.
+        """
+        id = self.store.job(job).id
+        attempts = from_mapping(self.store.config(id)).max_attempts
+        value = self.store.retry(id, by or default_owner(), attempts)
+        problem = self._push(value)
+        return Submission(value, created=False, queued=problem is None, problem=problem)
+
+    def promote(self, model: str, version: int, *, by: str | None = None, reason: str = "") -> Version:
+        """Make a version the served one. Raises NotFound."""
+        value = self.store.promote(model, version, by=by or default_owner(), reason=reason)
+        self._tell(self.queue.ring)
+        return value
+
+    def rollback(self, model: str, *, by: str | None = None, reason: str = "") -> Version:
+        """Serve the version before the current one again. Raises NotFound, Conflict."""
+        value = self.store.roll_back(model, by=by or default_owner(), reason=reason)
+        self._tell(self.queue.ring)
+        return value
+
+    def wait(
+        self,
+        job: str,
+        timeout: float | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> Job:
+        """Wait until a job has ended; returns it, still running if `timeout` seconds pass first.
+
+        The store is asked once a second; Redis only makes it quicker.
+        """
+        id = self.store.job(job).id
+        deadline = None if timeout is None else clock() + timeout
+        bell: Bell | None = None
+        while True:
+            if bell is None:
+                bell = self._bell(id)
+            value = self.store.job(id, exact=True)
+            left = 1.0 if deadline is None else min(1.0, deadline - clock())
+            if value.state.final or left <= 0:
+                return value
+            try:
+                if bell is None:
+                    sleep(left)
+                else:
+                    bell.wait(left)
+            except QueueUnavailable:
+                bell = None
+                sleep(left)
+
+    def finish(
+        self,
+        job: str,
+        number: int,
+        state: AttemptState,
+        *,
+        by: str,
+        cause: Cause | None = None,
+        error: str | None = None,
+    ) -> Job:
+        """End an attempt, release its lease and queue its job again if it is to be retried. Raises StaleAttempt."""
+        value = self.store.finish_attempt(job, number, state, by=by, cause=cause, error=error)
+
+        def tell() -> None:
+            self.queue.release(job, number)
+            if value.state.final:
+                self.queue.ring()  # what it held is free
+            else:
+                self.queue.push([entry_of(value)])
+            self.queue.ring(job)
+
+        self._tell(tell)
+        return value
+
+    def reconcile_queue(self) -> None:
+        """Make Redis hold exactly the jobs that wait in the store. Raises QueueUnavailable."""
+        # Redis is read first: what is in it now was in the store before. Read the other way round, a job that is
+        # submitted in between would look foreign.
+        entries = self.queue.entries()
+        waiting = {job.id: job for job in self.store.queued()}
+        missing = [entry_of(job) for id, job in waiting.items() if entries.get(id) != job.attempt + 1]
+        if missing:
+            self.queue.push(missing)
+        foreign = [id for id in entries if id not in waiting]
+        if foreign:
+            self.queue.remove(foreign)
+
+    def reconcile_attempts(self, launcher: Launcher) -> list[Attempt]:
+        """End the active attempts that are confirmed dead; returns them. Raises QueueUnavailable.
+
+        Unreachable is not dead: the cluster must say that the process is gone, and no lease may be left of it.
+        A crash between opening and launching looks the same after LAUNCH_GRACE; it uses up an attempt.
+        """
+        ended = []
+        for attempt in self.store.attempts(active=True):
+            if launcher.state(attempt.actor) != "dead":
+                continue
+            age = (self.store.clock() - attempt.opened).total_seconds()
+            if attempt.state is AttemptState.STARTING and age < LAUNCH_GRACE:
+                continue
+            if self.queue.leases([attempt.job]).get(attempt.job) == attempt.number:
+                continue
+            came_up = attempt.host is not None
+            cause = Cause.DIED if came_up else Cause.NEVER_STARTED
+            error = (
+                f"attempt {attempt.number} died without a word"
+                if came_up
+                else f"attempt {attempt.number} never started"
+            )
+            try:
+                self.finish(
+                    attempt.job, attempt.number, AttemptState.LOST, by="dispatcher", cause=cause, error=error
+                )
+            except StaleAttempt:
+                continue  # it ended by itself in the meantime
+            ended.append(attempt)
+        return ended
+
+    def reconcile(self, launcher: Launcher) -> list[Attempt]:
+        """Heal whatever a crash left behind: dead attempts, then the queue. Returns the attempts it ended."""
+        ended = self.reconcile_attempts(launcher)
+        self.reconcile_queue()
+        return ended
+
+    def _make_id(self) -> str:
+        return "".join(self._random.choice(ALPHABET) for _ in range(8))
+
+    def _push(self, job: Job) -> str | None:
+        """Queue a job that waits; why it could not be, if it could not."""
+        if job.state != "queued":
+            return None
+        try:
+            self.queue.push([entry_of(job)])
+        except QueueUnavailable as error:
+            return str(error)
+        return None
+
+    def _announce_cancel(self, job: Job) -> None:
+        if job.state.final:
+            self.queue.remove([job.id])
+        self.queue.ring(job.id)
+        self.queue.ring()
+
+    def _tell(self, say: Callable[[], object]) -> None:
+        """Wake whoever should act now. Without Redis they find it in the store, a little later."""
+        try:
+            say()
+        except QueueUnavailable:
+            return
+
+    def _bell(self, job: str) -> Bell | None:
+        try:
+            return self.queue.bell(job)
+        except QueueUnavailable:
+            return None
+
+
+def entry_of(job: Job) -> Entry:
+    """The queue's entry for a job that waits."""
+    return Entry(job.id, job.attempt + 1, job.cpus, job.gpus, job.priority, job.sequence)
