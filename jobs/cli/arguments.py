@@ -84,5 +84,5 @@ def _complete_model(ctx: click.Context, param: click.Parameter, incomplete: str)
     from jobs.cli import service
 
     with service.quiet():
-        return [name for name in service.store().models() if str(name).startswith(incomplete)]
+        return [model.name for model in service.store().models() if model.name.startswith(incomplete)]
     return []

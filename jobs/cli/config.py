@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from jobs.cli import output
+from jobs.cli import arguments, output
 
 
 @click.group()
@@ -15,17 +15,14 @@ def config() -> None:
 
 
 @config.command()
-@click.argument("config", type=click.Path())
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key; may be repeated.")
+@arguments.config_argument
 @output.json_option
 def check(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Print a config with its defaults, its parameter count and the memory it expects.
 
     CONFIG is a YAML file or the name of a shipped one: quickstart, imdb, seed.
     """
-    from jobs.config import load
-
-    loaded = load(config, overrides)
+    loaded = arguments.load(config, overrides)
     resolved: dict[str, Any] = loaded.model_dump(mode="json")
 
     # Only a config that is right is worth the second that importing torch takes.
@@ -36,7 +33,12 @@ def check(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
     memory = expected_memory(training, ranks=ranks)
     if as_json:
         output.emit_json(
-            {"config": resolved, "parameters": parameters, "ranks": ranks, "expected_memory_bytes_per_rank": memory}
+            {
+                "config": resolved,
+                "parameters": parameters,
+                "ranks": ranks,
+                "expected_memory_bytes_per_rank": memory,
+            }
         )
         return
 
@@ -64,4 +66,6 @@ def schema(as_json: bool, as_markdown: bool) -> None:
     else:
         for part in reference.parts():
             output.heading(f"{part.title.replace('`', '')}: {part.about.splitlines()[0]}")
-            output.table(reference.COLUMNS, [(k.key, k.type, k.default, k.meaning) for k in part.keys])
+            output.table(
+                reference.COLUMNS, [(k.key, k.type, k.default, k.meaning) for k in part.keys], wrap="meaning"
+            )

@@ -49,14 +49,12 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
 @_common
 def fetch(name: str, folder: str | None) -> None:
     """Fetch and convert a source, once; later calls find it there."""
-    from jobs.cli import service
-
     corpus = prepare(name, folder)
     output.talk(
         f"{corpus.name}: {len(corpus.train):,} training, {len(corpus.validation):,} validation and "
         f"{len(corpus.test):,} test reviews are ready"
     )
-    click.echo(service.settings().data)
+    click.echo(corpus.folder)
 
 
 @data.command()
@@ -68,7 +66,37 @@ def show(name: str, folder: str | None, as_json: bool) -> None:
     if as_json:
         output.emit_json(described)
         return
-    raise NotImplementedError
+    output.table(
+        ("reviews", "positive", "negative", "no label", "all", "positive share"),
+        [
+            (
+                name,
+                c.positive,
+                c.negative,
+                c.unlabelled,
+                c.reviews,
+                _share(c.positive, c.positive + c.negative),
+            )
+            for name, c in described.counts.items()
+        ],
+        right=("positive", "negative", "no label", "all", "positive share"),
+    )
+    output.heading("lengths")
+    output.table(
+        ("unit", *described.words),
+        [("words", *described.words.values()), ("characters", *described.characters.values())],
+        right=described.words,
+    )
+    output.heading("examples")
+    for example in described.examples:
+        label = {1: "positive", 0: "negative"}.get(-1 if example.label is None else example.label, "no label")
+        rating = "" if example.rating is None else f" ({example.rating:g})"
+        click.echo(f"{output.styled(label)}{rating}: {output.shorten(example.text, 200)}")
+    output.talk(f"\n{described.dropped:,} reviews were too short and left out")
+
+
+def _share(part: int, whole: int) -> str | None:
+    return f"{part / whole:.1%}" if whole else None
 
 
 def prepare(name: str, folder: str | None) -> Corpus:
@@ -78,7 +106,7 @@ def prepare(name: str, folder: str | None) -> Corpus:
 
     settings = service.settings()
     wanted, seed = _data(name, folder)
-    settings.data.mkdir(parents=True, exist_ok=True)
+    settings.create_home()
     with progress.bars() as tell:
         return prepare(wanted, settings.data, seed=seed, progress=tell)
 

@@ -60,7 +60,7 @@ _EXPECTED: dict[tuple[str, str], int] = {
     ("jobs.store", "NotFound"): NOT_FOUND,
     ("jobs.store", "Ambiguous"): NOT_FOUND,
     ("jobs.store", "StoreUnavailable"): UNREACHABLE,
-    ("jobs.store", "StoreError"): USAGE,
+    ("jobs.store", "StoreError"): USAGE,  # a conflict: what was asked contradicts what is recorded
     ("jobs.queue", "QueueUnavailable"): UNREACHABLE,
     ("jobs.queue", "QueueError"): UNREACHABLE,
     ("jobs.service", "ServiceError"): USAGE,
@@ -86,7 +86,9 @@ def translate(error: BaseException) -> Failure | None:
 
 def report(error: click.ClickException) -> int:
     """Print one line (two for a mistyped command line) on stderr; returns the exit code."""
-    if isinstance(error, Failure):
+    if type(error).__name__ == "NoArgsIsHelpError" and isinstance(error, click.UsageError):
+        click.echo(error.ctx.get_help() if error.ctx else error.message, err=True)
+    elif isinstance(error, Failure):
         error.show()
     else:
         message = one_line(error.format_message())

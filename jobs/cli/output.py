@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -71,7 +71,7 @@ def plain(value: Any) -> Any:
     """The value made of what JSON knows; a number that is not finite becomes null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(inner) for inner in value]
@@ -86,12 +86,18 @@ def plain(value: Any) -> Any:
     return value
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Iterable[str] = ()) -> None:
-    """Print rows under column names; `right` names the columns of numbers."""
+def table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    right: Iterable[str] = (),
+    wrap: str | None = None,
+) -> None:
+    """Print rows under column names; `right` names the columns of numbers, `wrap` one that may take many lines."""
     cells = [[_cell(value) for value in row] for row in rows]
     numeric = set(right)
     if terminal():
-        _rich_table(columns, cells, numeric)
+        _rich_table(columns, cells, numeric, wrap)
         return
     widths = [max(len(row[i]) for row in [list(columns), *cells]) for i in range(len(columns))]
     for row in [[name.upper() for name in columns], *cells]:
@@ -128,16 +134,20 @@ def styled(text: str) -> str:
     return click.style(text, fg=None if colour == "dim" else colour, bold="bold" in style, dim=style == "dim")
 
 
-def _rich_table(columns: Sequence[str], cells: list[list[str]], numeric: set[str]) -> None:
+def _rich_table(columns: Sequence[str], cells: list[list[str]], numeric: set[str], wrap: str | None) -> None:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
     for i, name in enumerate(columns):
-        # The first column names the row: it is what the user copies, so it is never cut.
         shown.add_column(
-            name, justify="right" if name in numeric else "left", no_wrap=True, overflow="ellipsis" if i else "fold"
+            name,
+            justify="right" if name in numeric else "left",
+            no_wrap=name != wrap,
+            overflow="fold" if name == wrap else "ellipsis",
+            # The first column names the row: it is what the user copies, so it is never cut.
+            min_width=max((len(row[0]) for row in cells), default=0) if i == 0 else None,
         )
     for row in cells:
         shown.add_row(*(Text(text, style=_STYLES.get(text, "")) for text in row))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
 from jobs.cli import output
 
-_SHARE = 0.25  # in a pipe, a line each time this share of the whole is done
+_EVERY = 5.0  # in a pipe, seconds between two lines about the same thing
 
 
 class Tell(Protocol):
@@ -44,22 +45,26 @@ def _rich_bars() -> Iterator[Tell]:
         def tell(what: str, done: int, total: int | None) -> None:
             if what not in tasks:
                 tasks[what] = shown.add_task(what, total=total, far="")
-            shown.update(tasks[what], completed=done, total=total, far=_far(done, total))
+            shown.update(tasks[what], completed=done, total=total, far=_far(what, done, total))
 
         yield tell
 
 
 def _lines() -> Tell:
-    told: dict[str, int] = {}
+    told: dict[str, float] = {}
 
     def tell(what: str, done: int, total: int | None) -> None:
-        share = int(done / total / _SHARE) if total else 0
-        if told.get(what) != share:
-            told[what] = share
-            output.talk(f"{what}: {_far(done, total)}")
+        now = time.monotonic()
+        told.setdefault(what, now)
+        if done == total or now - told[what] >= _EVERY:
+            told[what] = now
+            output.talk(f"{what}: {_far(what, done, total)}")
 
     return tell
 
 
-def _far(done: int, total: int | None) -> str:
-    return f"{done:,}" if total is None else f"{done:,} of {total:,}"
+def _far(what: str, done: int, total: int | None) -> str:
+    shown = output.size if what.startswith("fetching") else output.count  # bytes, or reviews
+    if total is None:
+        return shown(done) if done else ""
+    return f"{shown(done)} of {shown(total)}"

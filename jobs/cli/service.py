@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from jobs.cli import errors
 
 if TYPE_CHECKING:
+    from jobs.queue import Queue
+    from jobs.service import Service
     from jobs.settings import Settings
     from jobs.store import Store
+
+_RETRY = 3.0  # seconds until a Redis that did not answer is asked again
+_PAUSE = 0.5
 
 
 @functools.cache
@@ -28,7 +34,58 @@ def store() -> Store:
     """The store that the settings name."""
     from jobs.store import Store
 
+    settings().create_home()
     return Store(settings().database_url)
+
+
+@functools.cache
+def queue() -> Queue:
+    """The queue; each call to it raises QueueUnavailable while Redis is away."""
+    from jobs.queue import Queue
+
+    return Queue(settings().redis_url)
+
+
+@functools.cache
+def service() -> Service:
+    """The verbs that change jobs and models."""
+    from jobs.service import Service
+
+    return Service(store(), queue())
+
+
+def forget() -> None:
+    """Read the settings anew at the next call: the stack has come up, or another home was chosen."""
+    if store.cache_info().currsize:
+        store().close()
+    if queue.cache_info().currsize:
+        queue().close()
+    for opened in (settings, store, queue, service):
+        opened.cache_clear()
+
+
+def progress(job: str) -> dict[str, Any] | None:
+    """The newest live progress of a job; None without one, or without Redis."""
+    from jobs.queue import QueueUnavailable
+
+    try:
+        return queue().progress([job]).get(job)
+    except QueueUnavailable:
+        return None
+
+
+def live_progress(job: str) -> Iterator[dict[str, Any] | None]:
+    """The live progress of a job, without end; None at least twice a second, also while Redis is away."""
+    from jobs.queue import QueueUnavailable
+
+    while True:
+        try:
+            yield from queue().follow(job, every=_PAUSE)
+        except QueueUnavailable:
+            again = time.monotonic() + _RETRY
+            while time.monotonic() < again:
+                time.sleep(_PAUSE)
+                yield None
 
 
 @contextmanager
@@ -39,6 +96,3 @@ def quiet() -> Iterator[None]:
     except Exception as error:
         if errors.translate(error) is None:
             raise
-
-
-__all__ = ["quiet", "settings", "store", "suppress"]

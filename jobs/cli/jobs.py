@@ -1,0 +1,303 @@
+"""`list`, `show`, `cancel`, `retry`: what is recorded of jobs, and what may be changed."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jobs.cli import arguments, errors, output, service
+
+if TYPE_CHECKING:
+    from jobs.store import Attempt, Checkpoint, Job, Report
+
+_STATES = ("queued", "running", "succeeded", "failed", "cancelled")
+
+
+@click.command("list")
+@click.option(
+    "--state", "states", multiple=True, type=click.Choice(_STATES), help="Only this state; may be repeated."
+)
+@click.option("--owner", help="Only this owner's jobs.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="At most so many jobs.")
+@output.json_option
+def list_jobs(states: tuple[str, ...], owner: str | None, limit: int, as_json: bool) -> None:
+    """List the jobs, newest first."""
+    store = service.store()
+    from jobs.store import JobState
+
+    found = store.jobs([JobState(state) for state in states] or None, owner=owner, limit=limit)
+    if as_json:
+        output.emit_json(found)
+        return
+    if not found:
+        output.talk("no jobs" if not states and not owner else "no such jobs")
+        return
+    now = datetime.now(UTC)
+    output.table(
+        ("job", "model", "state", "owner", "priority", "attempt", "ranks", "waited", "ran", "submitted"),
+        [
+            (
+                job.id,
+                job.name,
+                state_of(job),
+                job.owner,
+                job.priority,
+                job.attempt,
+                job.ranks,
+                output.duration(waited(job, now)),
+                output.duration(ran(job, now)),
+                output.when(job.created),
+            )
+            for job in found
+        ],
+        right=("priority", "attempt", "ranks", "waited", "ran"),
+    )
+    if len(found) == limit:
+        output.talk(f"these are the newest {limit}; --limit shows more")
+
+
+@click.command()
+@arguments.job_argument()
+@click.option("--config", "only_config", is_flag=True, help="Print the job's whole config as YAML instead.")
+@output.json_option
+def show(job: str, only_config: bool, as_json: bool) -> None:
+    """Show a job: state, attempts, metrics, checkpoints."""
+    store = service.store()
+    found = store.job(job)
+    config = store.config(found.id)
+    if only_config:
+        import yaml
+
+        click.echo(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, width=110), nl=False)
+        return
+    attempts, reports, checkpoints = (
+        store.attempts(found.id),
+        store.reports(found.id),
+        store.checkpoints(found.id),
+    )
+    log = str(service.settings().attempt_log(found.id, found.attempt)) if found.attempt else None
+    reason = waits_for(found)
+    progress = service.progress(found.id) if found.state == "running" else None
+    if as_json:
+        output.emit_json(
+            {
+                "job": found,
+                "waits_for": reason,
+                "progress": progress,
+                "log": log,
+                "attempts": attempts,
+                "reports": reports,
+                "checkpoints": checkpoints,
+                "config": config,
+            }
+        )
+        return
+    _show_fields(found, config, reason, progress, log)
+    _show_attempts(attempts, checkpoints)
+    _show_reports(reports)
+    _show_checkpoints(checkpoints, config)
+
+
+@click.command()
+@arguments.job_argument(many=True)
+@output.json_option
+def cancel(jobs: tuple[str, ...], as_json: bool) -> None:
+    """Cancel jobs; each keeps a last checkpoint.
+
+    A queued job ends at once; a running one writes a checkpoint and stops.
+    """
+    store, actions = service.store(), service.service()
+    # Every id is looked up before anything is cancelled, so that a mistyped one changes nothing.
+    done = [actions.cancel(found.id) for found in [store.job(job) for job in jobs]]
+    if as_json:
+        output.emit_json(done)
+        return
+    for job in done:
+        word = {"running": "stopping, with a checkpoint", "cancelled": "cancelled"}.get(
+            job.state, f"had already {job.state}" if job.state != "queued" else "cancelled"
+        )
+        click.echo(f"{job.id}  {word}")
+
+
+@click.command()
+@arguments.job_argument()
+@output.json_option
+def retry(job: str, as_json: bool) -> None:
+    """Queue a failed or cancelled job again.
+
+    It goes on from its newest good checkpoint.
+    """
+    found = service.store().job(job)
+    if found.state not in ("failed", "cancelled"):
+        raise errors.Wrong(f"job {found.id} is {found.state}; only a failed or cancelled job can be retried")
+    again = service.service().retry(found.id)
+    if as_json:
+        output.emit_json(again)
+    else:
+        click.echo(again.id)
+        output.talk(f"queued again; follow it with: textvae-jobs watch {again.id}")
+
+
+def state_of(job: Job) -> str:
+    """The job's state in a word."""
+    return "cancelling" if job.state == "running" and job.cancel_requested else str(job.state)
+
+
+def waited(job: Job, now: datetime) -> float:
+    """Seconds from submission to the first attempt, or until now."""
+    return ((job.started or job.finished or now) - job.created).total_seconds()
+
+
+def ran(job: Job, now: datetime) -> float | None:
+    """Seconds from the first attempt to the end, or until now."""
+    return ((job.finished or now) - job.started).total_seconds() if job.started else None
+
+
+def waits_for(job: Job) -> str | None:
+    """What keeps a queued job from starting, in a sentence; None for any other."""
+    if job.state != "queued":
+        return None
+    from jobs.store import JobState
+
+    store = service.store()
+    if service.settings().redis_url is None:
+        return "the service, which is not up: textvae-jobs up"
+    unfit = [event for event in store.events(job.id) if event.kind == "unfit"]
+    needs = f"{job.cpus:g} CPUs" + (f" and {job.gpus:g} GPUs" if job.gpus else "")
+    if unfit:
+        return f"a larger cluster: it needs {needs}, more than there is in all"
+    ahead = [other.id for other in store.queued()].index(job.id)
+    busy = store.jobs((JobState.RUNNING,))
+    taken = f"{len(busy)} running {'job holds' if len(busy) == 1 else 'jobs hold'} {sum(b.cpus for b in busy):g} CPUs"
+    if ahead:
+        return f"{ahead} {'job' if ahead == 1 else 'jobs'} ahead of it; {taken}"
+    return f"{needs} to be free; {taken}" if busy else "the dispatcher to start it"
+
+
+def _show_fields(
+    job: Job, config: Any, reason: str | None, progress: dict[str, Any] | None, log: str | None
+) -> None:
+    now = datetime.now(UTC)
+    pairs: list[tuple[str, object]] = [
+        ("job", job.id),
+        ("model", job.name),
+        ("state", state_of(job)),
+        ("owner", job.owner),
+        ("priority", job.priority),
+        ("submitted", output.when(job.created)),
+        ("waited", output.duration(waited(job, now))),
+        ("ran", output.duration(ran(job, now))),
+    ]
+    if reason:
+        pairs.append(("waits for", reason))
+    if progress:
+        pairs.append(("now", describe_progress(progress)))
+    if job.error:
+        pairs.append(("error", job.error))
+    pairs.append(("config", summary(config)))
+    pairs.append(("log", log))
+    output.fields(pairs)
+
+
+def summary(config: Any) -> str:
+    """A config in two lines."""
+    data, vocabulary, model = config["data"], config["vocabulary"], config["model"]
+    training, resources = config["training"], config["resources"]
+    return (
+        f"{data['source']}, {vocabulary['size']:,} {vocabulary['kind']}, objective {config['objective']['kind']}, "
+        f"latent {model['latent']}, {training['epochs']} epochs, batch {training['batch_size']}, "
+        f"seed {config['seed']}\n"
+        f"{resources['ranks']} ranks of {resources['cpus_per_rank']:g} CPUs and {resources['gpus_per_rank']:g} GPUs"
+    )
+
+
+def describe_progress(progress: dict[str, Any]) -> str:
+    """`epoch 2 of 8, step 130 of 141, loss 3.21, 812 reviews/s`."""
+    return (
+        f"epoch {progress['epoch']} of {progress['epochs']}, step {progress['step']} of {progress['steps']}, "
+        f"loss {output.number(progress['loss'])}, {progress['reviews_per_second']:.0f} reviews/s"
+    )
+
+
+def _show_attempts(attempts: list[Attempt], checkpoints: list[Checkpoint]) -> None:
+    if not attempts:
+        return
+    names = {checkpoint.id: f"{checkpoint.name} of {checkpoint.attempt}" for checkpoint in checkpoints}
+    now = datetime.now(UTC)
+    output.heading("attempts")
+    output.table(
+        ("attempt", "state", "host", "opened", "took", "resumed from", "cause", "error"),
+        [
+            (
+                a.number,
+                a.state,
+                a.host,
+                output.when(a.opened),
+                output.duration(((a.finished or now) - a.opened).total_seconds()),
+                names.get(a.resumed_from, str(a.resumed_from)) if a.resumed_from is not None else None,
+                a.cause,
+                output.shorten(a.error, 200) if a.error else None,
+            )
+            for a in attempts
+        ],
+        right=("took",),
+        wrap="error",
+    )
+
+
+REPORT_COLUMNS = ("epoch", "loss", "val loss", "tokens", "sentiment", "kl", "units", "took", "tokens/s")
+
+
+def report_row(report: Report) -> tuple[object, ...]:
+    """The cells of one epoch under REPORT_COLUMNS."""
+    train, validation = report.train, report.validation
+    return (
+        report.epoch,
+        output.number(train.get("loss")),
+        output.number(validation.get("loss")),
+        percent(validation.get("token_accuracy")),
+        percent(validation.get("sentiment_accuracy")),
+        output.number(validation.get("kl")),
+        output.number(validation.get("active_units")),
+        output.duration(report.seconds),
+        f"{report.tokens_per_second:,.0f}",
+    )
+
+
+def percent(share: float | None) -> str:
+    """`83.1%`."""
+    return output.NONE if share is None else f"{share * 100:.1f}%"
+
+
+def _show_reports(reports: list[Report]) -> None:
+    if reports:
+        output.heading("epochs (tokens and sentiment: accuracy on the validation reviews)")
+        output.table(REPORT_COLUMNS, [report_row(report) for report in reports], right=REPORT_COLUMNS)
+
+
+def _show_checkpoints(checkpoints: list[Checkpoint], config: Any) -> None:
+    if not checkpoints:
+        return
+    from jobs.store import best_of
+
+    select, storage = config["select"], service.settings().storage.rstrip("/")
+    top = best_of(checkpoints, select["mode"])
+    output.heading(f"checkpoints (* the best by {select['metric']})")
+    output.table(
+        ("checkpoint", "attempt", "epoch", "step", select["metric"], "sha-256", "where"),
+        [
+            (
+                ("* " if top and c.id == top.id else "  ") + c.name,
+                c.attempt,
+                c.epoch,
+                c.step,
+                output.number(c.value),
+                c.digest[:12],
+                f"{storage}/{c.location}",
+            )
+            for c in checkpoints
+        ],
+        right=("attempt", "epoch", "step", select["metric"]),
+    )

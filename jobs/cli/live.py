@@ -1,0 +1,139 @@
+"""What a watcher sees of a job: a line for each thing that happens, and how far the running epoch is.
+
+The lines come from the store, which is the truth; only the bar comes from Redis, and is missing without it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jobs.cli import output, service
+from jobs.cli.jobs import REPORT_COLUMNS, report_row, waits_for
+
+if TYPE_CHECKING:
+    from jobs.store import Event, Job
+
+_POLL = 0.5  # seconds between two looks at the store
+_WIDTH = 10
+
+Bar = Callable[[dict[str, Any] | None], None]
+
+
+def show(job: str, *, check: Callable[[Job], None] | None = None) -> Job:
+    """Show a job until it has ended; returns it as it is then. `check` is called at each look, and may raise."""
+    store = service.store()
+    story = _Story()
+    look = 0.0
+    with _bar() as bar:
+        for progress in service.live_progress(job):
+            if progress is not None:
+                bar(progress)
+            if time.monotonic() < look:
+                continue
+            # The state first: whatever was recorded before it is then seen below.
+            now = store.job(job)
+            story.tell(now)
+            if now.state.final:
+                bar(None)
+                story.end(now)
+                return now
+            if check is not None:
+                check(now)
+            look = time.monotonic() + _POLL
+    raise AssertionError("live progress has no end")
+
+
+class _Story:
+    """Says each thing once, in order."""
+
+    def __init__(self) -> None:
+        self._event = 0
+        self._reports: set[tuple[int, int]] = set()  # attempt and epoch
+        self._headed = False
+        self._reason: str | None = None
+
+    def tell(self, job: Job) -> None:
+        """Say what is new."""
+        store = service.store()
+        for event in store.events(job.id, after=self._event):
+            self._event = event.id
+            text = _sentence(event)
+            if text:
+                click.echo(text)
+        for report in store.reports(job.id):
+            if (report.attempt, report.epoch) in self._reports:
+                continue
+            self._reports.add((report.attempt, report.epoch))
+            if not self._headed:
+                self._headed = True
+                click.echo(_line(REPORT_COLUMNS))
+            click.echo(_line(report_row(report)))
+        reason = waits_for(job)
+        if reason and reason != self._reason:
+            click.echo(f"waits for {reason}")
+        self._reason = reason
+
+    def end(self, job: Job) -> None:
+        """Say how it ended."""
+        text = f"job {job.id} {output.styled(str(job.state))}"
+        click.echo(text + (f": {job.error}" if job.error and job.state == "failed" else ""))
+
+
+def _line(cells: tuple[object, ...]) -> str:
+    return "".join(str(cell).rjust(_WIDTH) for cell in cells)
+
+
+def _sentence(event: Event) -> str | None:
+    """An event in words; None for those that another line already tells."""
+    detail = event.detail
+    if event.kind == "opened":
+        return f"attempt {event.attempt} starts its ranks"
+    if event.kind == "started":
+        return f"attempt {event.attempt} trains"
+    if event.kind == "finished" and detail.get("state") not in ("succeeded", "cancelled"):
+        why = detail.get("error") or detail.get("cause") or "no reason recorded"
+        return f"attempt {event.attempt} {detail.get('state')}: {output.shorten(str(why), 300)}"
+    if event.kind == "requeued":
+        return "queued for another attempt, from its newest checkpoint"
+    if event.kind == "cancel-requested":
+        return f"cancelled by {event.by}; it writes a checkpoint and stops"
+    if event.kind == "retried":
+        return f"queued again by {event.by}"
+    if event.kind == "version":
+        return f"made version {detail.get('version')} of model {detail.get('model')}"
+    return None
+
+
+@contextmanager
+def _bar() -> Iterator[Bar]:
+    """Yields what draws the bar of the running epoch: on a terminal only."""
+    if not sys.stdout.isatty():
+        yield lambda progress: None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(30), TextColumn("{task.fields[said]}"))
+    with Progress(*columns, console=output.console(), transient=True) as shown:
+        task = shown.add_task("", total=None, visible=False, epoch="", said="")
+
+        def bar(progress: dict[str, Any] | None) -> None:
+            if progress is None:
+                shown.update(task, visible=False)
+                return
+            shown.update(
+                task,
+                visible=True,
+                completed=progress["step"],
+                total=progress["steps"],
+                epoch=f"{progress['epoch']}/{progress['epochs']}",
+                said=f"{progress['step']}/{progress['steps']} steps, loss {output.number(progress['loss'])}, "
+                f"{progress['reviews_per_second']:.0f} reviews/s",
+            )
+
+        yield bar

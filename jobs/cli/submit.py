@@ -1,0 +1,52 @@
+"""`submit`: from a YAML file to a job in the queue."""
+
+from __future__ import annotations
+
+import click
+
+from jobs.cli import arguments, errors, output, service
+
+
+@click.command()
+@arguments.config_argument
+@click.option("--name", help="The model name, instead of the config's.")
+@click.option(
+    "--priority", default=0, show_default=True, type=click.IntRange(-1000, 1000), help="Higher goes first."
+)
+@click.option("--id", "job_id", metavar="ID", help="The job's id: submitting it again makes no second job.")
+@click.option("--follow", is_flag=True, help="Watch the job; the exit code is the job's.")
+@click.option("--wait", "wait_", is_flag=True, help="Wait until it has ended; the exit code is the job's.")
+@output.json_option
+def submit(
+    config: str,
+    overrides: tuple[str, ...],
+    name: str | None,
+    priority: int,
+    job_id: str | None,
+    follow: bool,
+    wait_: bool,
+    as_json: bool,
+) -> None:
+    """Submit a config as a job.
+
+    CONFIG is a YAML file or the name of a shipped config: quickstart, imdb, seed. Prints the job's id.
+    """
+    if follow and (wait_ or as_json):
+        raise errors.Wrong("--follow shows the job to a person; take it without --wait and --json")
+    from jobs.cli import follow as following
+    from jobs.config import default_owner
+
+    loaded = arguments.load(config, [*overrides, f"name={name}"] if name else overrides)
+    job = service.service().submit(loaded, owner=default_owner(), priority=priority, id=job_id)
+    if not as_json:
+        click.echo(job.id)
+    if service.settings().redis_url is None:
+        output.talk("the job is recorded; it starts once the service is up: textvae-jobs up")
+    elif not (follow or wait_):
+        output.talk(f"watch it with: textvae-jobs watch {job.id}")
+    if follow:
+        following.watch_to_the_end(job)
+    elif wait_:
+        following.wait_for([job.id], None, as_json)
+    elif as_json:
+        output.emit_json(job)
