@@ -50,13 +50,16 @@ class Meter:
 
         `reduce` sums a float64 vector over all ranks and returns it; this meter itself stays as it is.
 
-        loss, reconstruction, kl: nats per review, in the form of the objective (the seed's kl is a mean over
-        the latent, and its loss of a step a mean over reviews). sentiment_loss: nats per labelled review.
-        sentiment_accuracy: share of the labelled reviews. token_accuracy: share of the real tokens, START and
-        END counted, that are the likeliest at their position. all_positions_accuracy: the same over every
-        position of full-length reviews, padding counted: as the original counted for objective seed; for elbo,
-        where nothing is predicted past END, padding counts as right where END was. active_units: latent
-        dimensions whose posterior mean has a variance over 0.01.
+        loss, reconstruction, kl: nats per review, in the form of the objective (the seed's reconstruction is
+        max_length times a mean over positions and words, its kl a mean over the latent).
+        sentiment_loss: nats per labelled review.
+        sentiment_accuracy: share of the labelled reviews.
+        token_accuracy: share of the real tokens, START and END counted, that are the likeliest at their
+        position, the decoder being fed the true tokens before it where it is fed any.
+        all_positions_accuracy: the same over every position of full-length reviews, padding counted: for
+        objective seed as the original counted; for elbo, where nothing is predicted past END, padding counts
+        as right where END was.
+        active_units: latent dimensions whose posterior mean has a variance over 0.01.
         """
         sums = self._sums.clone()
         sums = (sums if reduce is None else reduce(sums)).cpu()

@@ -1,8 +1,8 @@
 """TextVAE: a review -> a latent vector -> the review again, and its sentiment off the same vector.
 
-Two models of one shape. With objective `seed` it is the Keras model of a 2017 tutorial, to the letter: every
-position is processed, padding too, and the decoder sees the same z at each position. With objective `elbo` the
-decoder is fed z and the previous token, and padding has no influence on anything.
+Two models of one shape. With objective `seed` it is the Keras model of a 2017 tutorial, to the letter:
+every position is processed, padding too, and the decoder sees the same z at each position. With objective
+`elbo` the decoder is fed z and the previous token, and padding has no influence on anything.
 
 Keras' LSTM of 2017 had hard_sigmoid gates by default; since Keras 2.3 they are sigmoid, and ours are.
 """
@@ -19,15 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from textvae import objective
+from textvae import keras, objective
 from textvae.config import Config
 from textvae.objective import Losses
 from textvae.recurrent import LSTM
+from textvae.vocabulary import END, OOV, PAD, START
 
 if TYPE_CHECKING:
     from textvae.batches import Batch
-
-PAD, START, OOV, END = 0, 1, 2, 3
 
 # Logits computed at once, in numbers; more positions than that are done chunk by chunk, and again in the
 # backward pass: a long batch of a large vocabulary would otherwise fill the memory with logits alone.
@@ -50,7 +49,9 @@ class TextVAE(nn.Module):
         # The tokens of the longest review: of the seed's with START, of the other's with END.
         self.frame_length = frame_length(config)
 
-        self.embedding = nn.Embedding(self.vocabulary_size, sizes.embedding)
+        self.embedding = nn.Embedding.from_pretrained(
+            torch.empty(self.vocabulary_size, sizes.embedding), freeze=False
+        )
         self.encoder = LSTM(sizes.embedding, sizes.encoder_hidden, sizes.encoder_layers, bidirectional=True)
         width = 2 * sizes.encoder_hidden
         self.dense = None if sizes.dense is None else nn.Linear(width, sizes.dense)
@@ -66,27 +67,23 @@ class TextVAE(nn.Module):
         hidden = sizes.sentiment_hidden
         self.sentiment_dense = None if hidden is None else nn.Linear(sizes.latent, hidden)
         self.sentiment_output = nn.Linear(hidden or sizes.latent, 1)
-        self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Keras' initial weights: embedding uniform within 0.05, kernels Glorot uniform, biases zero."""
+        # Keras' initial weights; an LSTM sets its own.
         nn.init.uniform_(self.embedding.weight, -0.05, 0.05)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-            elif isinstance(module, LSTM):
-                module.reset_parameters()
 
     # Training
 
     def forward(
         self, batch: Batch, *, kl_weight: float = 1.0, generator: torch.Generator | None = None
     ) -> Losses:
-        """Encode, sample, decode, score: all of a step but the division, in one call, so that DDP's hooks hold.
+        """Encode, sample, decode, score: all of a step but the division, in one call, as DDP's hooks want it.
 
-        z is sampled in validation too, as the original did. Words are dropped only in training. A batch without
-        reviews (a rank may have none at an epoch's end) gives sums of zero that still reach every parameter.
+        z is sampled in validation too, as the original did. Words are dropped only in training. A batch
+        without reviews (a rank may have none at an epoch's end) gives zeros that still reach every parameter.
         """
         if len(batch.tokens) == 0:
             return self._nothing(batch.tokens.device)
@@ -253,7 +250,7 @@ class TextVAE(nn.Module):
         return self.sentiment_logits(z).sigmoid()
 
     def sentiment_direction(self) -> tuple[Tensor, Tensor]:
-        """The head, which is linear, as one weight (latent,) and one bias (): log-odds = z @ weight + bias."""
+        """The head, which is linear, as weight (latent,) and bias (): log-odds = z @ weight + bias."""
         weight, bias = self.sentiment_output.weight[0], self.sentiment_output.bias[0]
         if self.sentiment_dense is not None:
             weight, bias = weight @ self.sentiment_dense.weight, bias + weight @ self.sentiment_dense.bias
@@ -272,10 +269,11 @@ class TextVAE(nn.Module):
     ) -> Tensor:
         """Token ids (batch, length) written from z (batch, latent), PAD after each END.
 
-        Temperature 0 takes the likeliest token, more of it draws from softmax(logits / temperature). PAD, START
-        and OOV are never written, nor is an END at the beginning. At most `max_length` tokens are written, by
-        default as many as the longest review may have. The repeat decoder has no END and its positions know
-        nothing of each other: it writes the likeliest token at every one, PAD too, whatever the temperature.
+        Temperature 0 takes the likeliest token, more of it draws from softmax(logits / temperature). PAD,
+        START and OOV are never written, nor is an END at the beginning. At most `max_length` tokens are
+        written, by default as many as the longest review may have. The repeat decoder has no END and its
+        positions know nothing of each other: it writes the likeliest token at each, PAD too, whatever the
+        temperature.
         """
         if temperature < 0:
             raise ValueError(f"temperature must be at least 0, got {temperature}")
@@ -306,7 +304,7 @@ class TextVAE(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Token ids (batch, length) of each review, written again from its mean, the likeliest token each time."""
+        """Token ids (batch, length) of each review, written again from its mean at temperature 0."""
         return self.generate(self.encode(tokens, lengths)[0])
 
     @torch.no_grad()
@@ -328,7 +326,7 @@ class TextVAE(nn.Module):
 
 
 def line(a: Tensor, b: Tensor, steps: int) -> Tensor:
-    """`steps` evenly spaced points (steps, latent) of the straight line from a to b (latent,), both included."""
+    """Points (steps, latent), evenly spaced on the straight line from a to b (latent,), both included."""
     if steps < 2:
         raise ValueError(f"steps must be at least 2, the two ends, got {steps}")
     share = torch.linspace(0, 1, steps, device=a.device, dtype=a.dtype)[:, None]
@@ -347,58 +345,17 @@ def _hits(logits: Tensor, labels: Tensor) -> Tensor:
 def from_keras_weights(config: Config, arrays: Sequence[np.ndarray]) -> TextVAE:
     """The model of `config` with the weights of the Keras model, on CPU, in eval mode.
 
-    `arrays` are in Keras' layout, kernels (in, out), LSTM gates in the order i, f, c, o, one bias, and in this
-    order: embedding; each encoder LSTM forward, then backward (kernel, recurrent kernel, bias each); dense,
-    z_mean, z_log_var (kernel, bias each); each decoder LSTM; output dense; sentiment dense; sentiment output.
-    A layer that the config leaves out is left out here too. Raises ValueError naming the array that does not fit.
+    `arrays` are in Keras' layout, kernels (in, out), LSTM gates in the order i, f, c, o, one bias, and in
+    this order: embedding; each encoder LSTM forward, then backward (kernel, recurrent kernel, bias each);
+    dense, z_mean, z_log_var (kernel, bias each); each decoder LSTM; output dense; sentiment dense; sentiment
+    output.
+    A layer that the config leaves out is left out here too. ValueError names the array that does not fit.
     """
     if config.model.decoder != "repeat":
         raise ValueError("model.decoder must be repeat: the Keras model has no other")
     model = TextVAE(config)
-    layout = _keras_layout(model)
-    if len(arrays) != len(layout):
-        raise ValueError(f"the Keras model of this config has {len(layout)} arrays, got {len(arrays)}")
-    for number, ((name, weight), given) in enumerate(zip(layout, arrays, strict=True), start=1):
-        # Keras keeps kernels (in, out), PyTorch (out, in); the embedding is (words, width) in both.
-        transposed = weight.dim() == 2 and name != "embedding"
-        expected = tuple(reversed(weight.shape)) if transposed else tuple(weight.shape)
-        if np.shape(given) != expected:
-            raise ValueError(
-                f"array {number} of {len(layout)}, {name}: must have shape {expected}, got {np.shape(given)}"
-            )
-        value = torch.from_numpy(np.array(given, dtype=np.float32))
-        with torch.no_grad():
-            weight.copy_(value.T if transposed else value)
+    keras.copy_weights(model, arrays)
     return model.eval()
-
-
-def _keras_layout(model: TextVAE) -> list[tuple[str, nn.Parameter]]:
-    """Every parameter in Keras' order, named for people."""
-
-    def lstm(name: str, module: LSTM) -> list[tuple[str, nn.Parameter]]:
-        ends = [("", " forward"), ("_reverse", " backward")] if module.bidirectional else [("", "")]
-        parts = (("weight_ih", "kernel"), ("weight_hh", "recurrent kernel"), ("bias_ih", "bias"))
-        return [
-            (f"{name} LSTM {layer + 1}{direction} {part}", getattr(module, f"{weight}_l{layer}{suffix}"))
-            for layer in range(module.num_layers)
-            for suffix, direction in ends
-            for weight, part in parts
-        ]
-
-    def dense(name: str, module: nn.Linear | None) -> list[tuple[str, nn.Parameter]]:
-        return [] if module is None else [(f"{name} kernel", module.weight), (f"{name} bias", module.bias)]
-
-    return [
-        ("embedding", model.embedding.weight),
-        *lstm("encoder", model.encoder),
-        *dense("dense", model.dense),
-        *dense("z_mean", model.mean),
-        *dense("z_log_var", model.log_var),
-        *lstm("decoder", model.decoder),
-        *dense("output", model.output),
-        *dense("sentiment dense", model.sentiment_dense),
-        *dense("sentiment output", model.sentiment_output),
-    ]
 
 
 def parameter_count(config: Config) -> int:

@@ -22,8 +22,9 @@ KERAS_EPSILON = 1e-7  # Keras clips probabilities to [epsilon, 1 - epsilon] befo
 class Losses:
     """What one batch says: sums over its reviews, as scalars on the model's device.
 
-    `loss` is the one to differentiate. Divided by the reviews of the step over all ranks (and, as DDP averages
-    gradients, multiplied by the ranks), it is the exact loss of the step, however the reviews are spread.
+    `loss` is the one to differentiate. Divided by the reviews of the step over all ranks (and, as DDP
+    averages gradients, multiplied by the ranks), it is the exact loss of the step, however they are spread.
+    A review without a label has no sentiment loss, but counts among the reviews.
     """
 
     loss: Tensor  # reconstruction + kl_weight * kl + sentiment_weight * sentiment
@@ -83,7 +84,7 @@ def seed_sentiment(logits: Tensor, labels: Tensor) -> Tensor:
 
 def sentiment(logits: Tensor, labels: Tensor) -> Tensor:
     """Binary cross-entropy of sigmoid(logits) (batch,); 0, with a gradient of 0, for a label of -1."""
-    # A product, not a selection: a rank without labels must still give the head a gradient, or DDP waits for it.
+    # A product, not a selection: a rank without labels must still give the head a gradient: DDP waits for it.
     losses = F.binary_cross_entropy_with_logits(logits.float(), labels.clamp(min=0).float(), reduction="none")
     return losses * (labels >= 0)
 

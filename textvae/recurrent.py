@@ -26,19 +26,19 @@ class LSTM(nn.LSTM):
             delattr(self, name)
             self.register_buffer(name, zeros, persistent=False)
         self._init_flat_weights()  # PyTorch keeps its own list of the weights; it must hold the buffers
-        self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Keras' initial weights: Glorot uniform, orthogonal recurrence, zero bias but 1 for the forget gate."""
-        with torch.no_grad():
-            for name, weight in self.named_parameters():
-                if name.startswith("weight_ih"):
-                    nn.init.xavier_uniform_(weight)
-                elif name.startswith("weight_hh"):
-                    nn.init.orthogonal_(weight)
-                elif name.startswith("bias_ih"):
-                    weight.zero_()
-                    weight[self.hidden_size : 2 * self.hidden_size] = 1.0
+        """Keras' initial weights: Glorot uniform, recurrence orthogonal, biases 0 but the forget gate's 1."""
+        for name, weight in self.named_parameters():
+            if weight.is_meta:
+                continue  # nothing to set, and importing PyTorch's meta kernels takes a second
+            if name.startswith("weight_ih"):
+                nn.init.xavier_uniform_(weight)
+            elif name.startswith("weight_hh"):
+                nn.init.orthogonal_(weight)
+            else:
+                nn.init.zeros_(weight)
+                nn.init.ones_(weight[self.hidden_size : 2 * self.hidden_size])
 
     def final_states(self, inputs: Tensor, lengths: Tensor | None) -> Tensor:
         """Both directions' last states of the last layer, concatenated: (batch, 2 * hidden).
@@ -49,7 +49,7 @@ class LSTM(nn.LSTM):
         if lengths is None:
             last = self(inputs)[1][0][-2:]  # (2, batch, hidden)
             return torch.cat((last[0], last[1]), dim=-1)
-        # A packed sequence stays within cuDNN, but leaves oneDNN for a loop that is three to eight times slower.
+        # A packed sequence stays within cuDNN, but leaves oneDNN for a loop three to eight times slower.
         return self._packed(inputs, lengths) if inputs.is_cuda else self._by_direction(inputs, lengths)
 
     def _packed(self, inputs: Tensor, lengths: Tensor) -> Tensor:
