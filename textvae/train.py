@@ -1,0 +1,455 @@
+"""The training loop. Rank and world size are arguments; torch.distributed is used where there is more than one rank.
+
+Everything random in step s on rank r is drawn from a seed made of (config.seed, r, s), and the order of the
+reviews depends on nothing but seed, epoch and world size. So a checkpoint needs to remember no random state, and
+training that was stopped anywhere and resumed ends with the weights of training that was not, bit for bit on CPU.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from textvae import checkpoint, objective, vocabulary
+from textvae.batches import Batch, Batches, framing
+from textvae.checkpoint import Checkpoint, Position
+from textvae.config import Config
+from textvae.evaluate import Meter
+from textvae.model import TextVAE
+from textvae.sources import Corpus, prepare
+from textvae.sources.permutation import key_of
+from textvae.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+# Seconds between two calls of Hooks.progress, at least: each waits for the device once.
+PROGRESS_INTERVAL = 0.4
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says why."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one completed epoch gave."""
+
+    epoch: int  # 1 is the first
+    step: int  # optimizer steps since the beginning
+    seconds: float  # the whole epoch, validation included
+    tokens_per_second: float  # real tokens of all ranks, while training
+    train: dict[str, float]  # config.METRICS; NaN where there was nothing to average
+    validation: dict[str, float]  # the same; its loss counts the KL term in full from the first epoch on
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training is, a few times a second."""
+
+    epoch: int  # the current one; 1 is the first
+    epochs: int
+    step: int  # optimizer steps since the beginning
+    steps: int  # of the whole training
+    loss: float  # nats per review, mean over rank 0's reviews since the last Progress
+    reviews_per_second: float  # of all ranks
+    tokens_per_second: float  # of all ranks, taken from rank 0's share
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How `run` ended: finished, or stopped where `position` says with a checkpoint written there."""
+
+    finished: bool
+    reports: list[Report]  # of the epochs completed by this call
+    position: Position
+
+
+class Hooks(Protocol):
+    """What the caller of `run` hears and says; all of it on rank 0 only. What a hook raises ends training."""
+
+    def progress(self, progress: Progress) -> None:
+        """Training moved on."""
+
+    def stop(self) -> bool:
+        """Whether to stop now; asked after every step. All ranks then stop at the same step."""
+
+    def checkpoint(self, folder: Path, digest: str, position: Position, report: Report | None) -> None:
+        """A checkpoint was written to `folder`, which is the caller's from now on; no report came of a stop."""
+
+
+def run(
+    config: Config,
+    *,
+    data_folder: Path,
+    scratch: Path,
+    hooks: Hooks,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | str = "cpu",
+    resume: Path | None = None,
+    digest: str | None = None,
+    group: dist.ProcessGroup | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Outcome:
+    """Train as `config` says, on this rank of `world_size`.
+
+    With more than one rank the caller has initialised torch.distributed (or gives a `group`) and calls this on
+    every rank. Checkpoints are written below `scratch` by rank 0: `epoch-01` after each epoch, `step-000123` on a
+    stop. `resume` is a checkpoint to go on from (of `digest`, if given). The caller decides on the number of
+    threads; PyTorch's global random state is left as it was found.
+
+    Resuming in the middle of an epoch with another number of ranks than it began with works, but reads some of
+    that epoch's reviews twice and others not at all.
+
+    Raises TrainingError when the loss or the weights are not finite, or `resume` is of another config;
+    SourceError for bad data; CheckpointError for a checkpoint that is not whole.
+    """
+    device = torch.device(device)
+    ranks = Ranks(rank, world_size, device, group)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        loop = _Loop(config, ranks, hooks, data_folder, scratch, _saved(config, resume, digest), clock)
+        return loop.run()
+
+
+class Ranks:
+    """What the ranks of one training tell one another; with one rank, nothing is sent."""
+
+    def __init__(self, rank: int, world_size: int, device: torch.device, group: dist.ProcessGroup | None = None):
+        self.rank = rank
+        self.world_size = world_size
+        self.device = device
+        self.group = group
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The tensor, summed over ranks in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor, group=self.group)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether it holds on any rank."""
+        if self.world_size == 1:
+            return flag
+        tensor = torch.tensor(int(flag), dtype=torch.int32, device=self.device)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.group)
+        return bool(tensor.item())
+
+    def text(self, make: Callable[[], str]) -> str:
+        """What `make` says on rank 0; the others do not call it."""
+        text = make() if self.rank == 0 else ""
+        if self.world_size == 1:
+            return text
+        content = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) if text else torch.empty(0)
+        size = torch.tensor(len(content), dtype=torch.int64, device=self.device)
+        self._from_first(size)
+        if self.rank == 0:
+            content = content.to(self.device)
+        else:
+            content = torch.empty(int(size.item()), dtype=torch.uint8, device=self.device)
+        self._from_first(content)
+        return bytes(content.cpu().tolist()).decode()
+
+    def _from_first(self, tensor: Tensor) -> None:
+        source = dist.get_global_rank(self.group, 0) if self.group is not None else 0
+        dist.broadcast(tensor, source, group=self.group)
+
+
+def validate(
+    config: Config, model: TextVAE, batches: Batches, ranks: Ranks, *, seed_parts: tuple[int | str, ...] = ()
+) -> dict[str, float]:
+    """The metrics of all ranks' reviews, without gradients; the same noise is drawn each time.
+
+    The KL term counts in full, whatever the warm-up: so epochs can be compared.
+    """
+    meter = Meter(config, ranks.device)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), _autocast(config, ranks.device):
+            for number, batch in enumerate(batches.epoch(0)):
+                torch.manual_seed(key_of(config.seed, "validation", *seed_parts, ranks.rank, number))
+                losses = model(batch.to(ranks.device), kl_weight=objective.kl_weight(config, math.inf))
+                meter.update(losses)
+    finally:
+        model.train(was_training)
+    return meter.result(ranks.sum)
+
+
+class _Loop:
+    """One call of `run`: what it holds between steps."""
+
+    def __init__(
+        self,
+        config: Config,
+        ranks: Ranks,
+        hooks: Hooks,
+        data_folder: Path,
+        scratch: Path,
+        saved: Checkpoint | None,
+        clock: Callable[[], float],
+    ):
+        self.config, self.ranks, self.hooks, self.scratch, self.clock = config, ranks, hooks, scratch, clock
+        self.epochs = config.training.epochs
+        # A stop is agreed on by all ranks, which on a GPU waits for the device: there not at every step.
+        self.poll_every = 1 if ranks.device.type == "cpu" else 8
+        corpus = prepare(config.data, data_folder, seed=config.seed, progress=_log_stages())
+        self.vocabulary = saved.vocabulary if saved else _vocabulary(config, corpus, ranks)
+        self.train_batches = self._batches(corpus, "train")
+        self.validation_batches = self._batches(corpus, "validation")
+
+        torch.manual_seed(key_of(config.seed, "weights"))
+        self.model = TextVAE(config, self.vocabulary.size).to(ranks.device)
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=config.training.learning_rate, eps=config.training.adam_epsilon
+        )
+        self.position = Position()
+        self.sums: Mapping[str, Any] = {}
+        if saved:
+            self.model.load_state_dict(saved.model_state)
+            self.optimizer.load_state_dict(saved.optimizer_state)
+            self.position, self.sums = saved.position, saved.sums
+        self.forward: nn.Module = _distributed(self.model, ranks)
+        if ranks.rank == 0:
+            count = sum(p.numel() for p in self.model.parameters())
+            logger.info(
+                "%d training and %d validation reviews, %d token ids, %d parameters, %d rank(s) on %s, from step %d",
+                len(corpus.train), len(corpus.validation), self.vocabulary.size, count,
+                ranks.world_size, ranks.device, self.position.step,
+            )  # fmt: skip
+
+    def _batches(self, corpus: Corpus, part: str) -> Batches:
+        training = part == "train"
+        return Batches(
+            corpus.train if training else corpus.validation,
+            self.vocabulary,
+            framing(self.config),
+            batch_size=self.config.training.batch_size,
+            seed=self.config.seed,
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
+            shuffle=training,
+        )
+
+    def run(self) -> Outcome:
+        reports: list[Report] = []
+        while self.position.epoch < self.epochs:
+            report = self._epoch()
+            if report is None:
+                return Outcome(False, reports, self.position)
+            reports.append(report)
+        return Outcome(True, reports, self.position)
+
+    def _epoch(self) -> Report | None:
+        """Train what is left of the epoch, validate, write the checkpoint; None if it was stopped before."""
+        epoch, first, steps = self.position.epoch, self.position.batch, len(self.train_batches)
+        meter = Meter(self.config, self.ranks.device)
+        tokens, seconds = 0, 0.0  # of this rank, of the whole epoch so far
+        if self.sums:
+            seconds = self.sums["seconds"]
+            if self.ranks.rank == 0:  # they are sums over all ranks
+                meter.restore(self.sums["meter"])
+                tokens = self.sums["tokens"]
+        self.sums = {}
+        began = self.clock()
+        pace = _Pace(self, began)
+        self.model.train()
+        for batch in self.train_batches.epoch(epoch, start=first):
+            loss = self._step(batch, meter)
+            read = int(batch.lengths.sum())
+            tokens += read
+            self.position = Position(epoch, self.position.step + 1, self.position.batch + 1)
+            if self.ranks.rank == 0:
+                pace.add(loss, batch.total, read)
+            if self._stopped():
+                sums = self._sums(meter, tokens, seconds + self.clock() - began)
+                self._save(f"step-{self.position.step:06d}", {}, sums, None)
+                return None
+        trained = seconds + self.clock() - began
+        sums = self._sums(meter, tokens, trained)
+        train = meter.result(self.ranks.sum)
+        validation = validate(self.config, self.model, self.validation_batches, self.ranks)
+        for kind, metrics in (("training", train), ("validation", validation)):
+            if not math.isfinite(metrics["loss"]):
+                raise TrainingError(f"{_where(epoch, self.position.step)}: the {kind} loss is {metrics['loss']}")
+        self.position = Position(epoch + 1, self.position.step, 0)
+        report = Report(
+            epoch=epoch + 1,
+            step=self.position.step,
+            seconds=seconds + self.clock() - began,
+            tokens_per_second=sums["tokens"] / max(trained, 1e-9),
+            train=train,
+            validation=validation,
+        )
+        width = max(2, len(str(self.epochs)))
+        metrics = {"train": _plain(train), "validation": _plain(validation)}
+        self._save(f"epoch-{report.epoch:0{width}d}", metrics, {}, report)
+        logger.debug("epoch %d of %d steps took %.1f s", report.epoch, steps, report.seconds)
+        return report
+
+    def _step(self, batch: Batch, meter: Meter) -> Tensor:
+        """One optimizer step; this rank's loss, summed over its reviews and divided by its reviews."""
+        number = self.position.step
+        torch.manual_seed(key_of(self.config.seed, "step", self.ranks.rank, number))
+        passed = self.position.epoch + self.position.batch / len(self.train_batches)
+        with _autocast(self.config, self.ranks.device):
+            losses = self.forward(batch.to(self.ranks.device), kl_weight=objective.kl_weight(self.config, passed))
+        self.optimizer.zero_grad(set_to_none=True)
+        # DDP averages gradients over ranks. So this gives the gradient of the mean over all reviews of the step,
+        # even when the ranks have unequal numbers of them.
+        (losses.loss * (self.ranks.world_size / batch.total)).backward()
+        if self.config.training.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.training.clip_norm)
+        self.optimizer.step()
+        meter.update(losses)
+        return losses.loss.detach() / max(len(batch), 1)
+
+    def _stopped(self) -> bool:
+        if self.position.step % self.poll_every:
+            return False
+        return self.ranks.any(self.ranks.rank == 0 and self.hooks.stop())
+
+    def _sums(self, meter: Meter, tokens: int, seconds: float) -> dict[str, Any]:
+        """What the epoch added up on all ranks, for a checkpoint in its middle."""
+        sums = torch.tensor([*meter.state()["sums"], tokens], dtype=torch.float64, device=self.ranks.device)
+        *metered, total = self.ranks.sum(sums).tolist()
+        return {"meter": {"sums": metered}, "tokens": int(total), "seconds": seconds}
+
+    def _save(self, name: str, metrics: dict[str, Any], sums: dict[str, Any], report: Report | None) -> None:
+        if sums and not math.isfinite(sums["meter"]["sums"][0]):
+            raise TrainingError(f"{_where(self.position.epoch, self.position.step)}: the training loss is not finite")
+        for parameter_name, parameter in self.model.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise TrainingError(
+                    f"{_where(self.position.epoch, self.position.step)}: the weights {parameter_name} are not finite; "
+                    "no checkpoint is written of them"
+                )
+        if self.ranks.rank != 0:
+            return
+        folder = self.scratch / name
+        digest = checkpoint.save(
+            folder,
+            model=self.model,
+            optimizer=self.optimizer,
+            config=self.config,
+            vocabulary=self.vocabulary,
+            position=self.position,
+            metrics=metrics,
+            sums=sums,
+        )
+        self.hooks.checkpoint(folder, digest, self.position, report)
+
+
+class _Pace:
+    """Calls Hooks.progress now and then on rank 0, and looks at the loss when it does."""
+
+    def __init__(self, loop: _Loop, now: float):
+        self.loop = loop
+        self.since = now
+        self.total = torch.zeros((), device=loop.ranks.device)
+        self.steps = self.reviews = self.tokens = 0
+
+    def add(self, loss: Tensor, reviews: int, tokens: int) -> None:
+        """Count a step of `reviews` on all ranks and `tokens` on this one; `loss` stays on its device."""
+        self.total += loss
+        self.steps, self.reviews, self.tokens = self.steps + 1, self.reviews + reviews, self.tokens + tokens
+        passed = self.loop.clock() - self.since
+        if passed < PROGRESS_INTERVAL:
+            return
+        loop, position = self.loop, self.loop.position
+        loss_now = self.total.item() / self.steps
+        if not math.isfinite(loss_now):
+            raise TrainingError(f"{_where(position.epoch, position.step)}: the training loss is {loss_now}")
+        loop.hooks.progress(
+            Progress(
+                epoch=position.epoch + 1,
+                epochs=loop.epochs,
+                step=position.step,
+                steps=loop.epochs * len(loop.train_batches),
+                loss=loss_now,
+                reviews_per_second=self.reviews / passed,
+                tokens_per_second=self.tokens * loop.ranks.world_size / passed,
+            )
+        )
+        self.since += passed
+        self.total.zero_()
+        self.steps = self.reviews = self.tokens = 0
+
+
+def _saved(config: Config, resume: Path | None, digest: str | None) -> Checkpoint | None:
+    if resume is None:
+        return None
+    saved = checkpoint.load(resume, digest=digest)
+    differing = [name for name in Config.model_fields if _settled(saved.config, name) != _settled(config, name)]
+    if differing:
+        raise TrainingError(
+            f"{resume}: is of another config: {', '.join(differing)} differ(s). Only training.epochs, training.keep_last "
+            "and data.folder may change when training is resumed"
+        )
+    return saved
+
+
+def _settled(config: Config, section: str) -> Any:
+    """A section without what may differ between two parts of one training."""
+    value = getattr(config, section)
+    if section == "training":
+        return value.model_copy(update={"epochs": 1, "keep_last": 1})
+    if section == "data":
+        return value.model_copy(update={"folder": None})
+    return value
+
+
+def _vocabulary(config: Config, corpus: Corpus, ranks: Ranks) -> Vocabulary:
+    """Built by rank 0 from the training texts, the same on all ranks."""
+    text = ranks.text(lambda: vocabulary.build(config.vocabulary, corpus.train.texts()).to_json())
+    return Vocabulary.from_json(text)
+
+
+def _distributed(model: TextVAE, ranks: Ranks) -> nn.Module:
+    if ranks.world_size == 1:
+        return model
+    return DistributedDataParallel(
+        model, process_group=ranks.group, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
+
+
+@contextmanager
+def _autocast(config: Config, device: torch.device) -> Iterator[None]:
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.training.precision == "bf16"):
+        yield
+
+
+def _where(epoch: int, step: int) -> str:
+    return f"epoch {epoch + 1}, step {step}"
+
+
+def _plain(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Metrics as strict JSON has them: it knows no NaN."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+
+
+def _log_stages() -> Callable[[str, int, int | None], None]:
+    """Says in the log what is being prepared, once each."""
+    said: set[str] = set()
+
+    def progress(what: str, done: int, total: int | None) -> None:
+        if what not in said:
+            said.add(what)
+            logger.info("%s", what)
+
+    return progress
+
+
+def as_message(report: Report | Progress) -> dict[str, Any]:
+    """A value as a plain dict."""
+    return asdict(report)
