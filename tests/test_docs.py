@@ -68,7 +68,7 @@ def test_the_exit_codes_are_in_the_help() -> None:
 
 
 def lines(page: str) -> Iterator[str]:
-    """Every `textvae-jobs ...` that a page tells its reader to type, from the first word after the program."""
+    """Every `textvae-jobs ...` that a page tells its reader to type, without the program's name."""
     fenced = _FENCE.findall(page)
     rest = _FENCE.sub("", page)
     candidates = [line for block in fenced for line in re.sub(r"\\\n\s*", " ", block).splitlines()]
@@ -82,7 +82,7 @@ def lines(page: str) -> Iterator[str]:
 
 
 def words_of(line: str) -> list[str]:
-    """The arguments of one command line: up to a pipe or comment, brackets and dots of a synopsis taken off."""
+    """The arguments of one command line, up to a pipe; a synopsis loses its brackets and dots."""
     line = re.sub(r"\[([^\]]*)\]", r" \1 ", line).replace("...", " ").replace("…", " ")
     found: list[str] = []
     for word in shlex.split(line, comments=True):
@@ -139,7 +139,7 @@ def test_a_command_line_that_does_not_exist_is_caught(line: str) -> None:
 
 
 def test_command_lines_are_found_in_blocks_and_in_prose() -> None:
-    page = "Type `textvae-jobs up`.\n```console\n$ textvae-jobs list \\\n    --json | head  # newest first\n{}\n```\n"
+    page = "Type `textvae-jobs up`.\n```console\n$ textvae-jobs list \\\n  --json | head  # newest\n{}\n```\n"
     assert [words_of(line) for line in lines(page)] == [["list", "--json"], ["up"]]
 
 

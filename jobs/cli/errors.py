@@ -62,8 +62,7 @@ _EXPECTED: dict[tuple[str, str], int] = {
     ("jobs.store", "StoreUnavailable"): UNREACHABLE,
     ("jobs.store", "StoreError"): USAGE,  # a conflict: what was asked contradicts what is recorded
     ("jobs.queue", "QueueUnavailable"): UNREACHABLE,
-    ("jobs.queue", "QueueError"): UNREACHABLE,
-    ("jobs.service", "ServiceError"): USAGE,
+    ("jobs.service", "InvalidRequest"): USAGE,
     ("cluster.stack", "StackError"): UNREACHABLE,
     ("cluster.serving", "ServingError"): UNREACHABLE,
     ("redis.exceptions", "RedisError"): UNREACHABLE,

@@ -90,7 +90,7 @@ def _log_text(job: Job, attempt: int | None) -> Iterator[str]:
         now = store.job(job.id)
         path = settings.attempt_log(job.id, number)
         # Looked at before the file is read: what an attempt wrote before its end must not be missed.
-        ended = now.state not in ("queued", "running") or now.attempt > number
+        ended = now.state.final or now.attempt > number
         if path.exists():
             with path.open("rb") as file:
                 file.seek(offset)
@@ -128,11 +128,15 @@ def wait_for(ids: Sequence[str], timeout: float | None, as_json: bool) -> NoRetu
     """Wait for jobs, print how each ended, and exit with the worst code."""
     deadline = None if timeout is None else time.monotonic() + timeout
     try:
-        ended = [_wait_one(job, deadline) for job in ids]
+        waiter = service.service()
+        ended = [
+            waiter.wait(job, None if deadline is None else max(0.0, deadline - time.monotonic()))
+            for job in ids
+        ]
     except KeyboardInterrupt:
         output.talk("\nno longer waiting; the jobs go on")
         raise click.exceptions.Exit(errors.INTERRUPTED) from None
-    late = [job for job in ended if job.state in ("queued", "running")]
+    late = [job for job in ended if not job.state.final]
     if as_json:
         output.emit_json(ended)
     else:
@@ -146,14 +150,3 @@ def wait_for(ids: Sequence[str], timeout: float | None, as_json: bool) -> NoRetu
     states = {str(job.state) for job in ended}
     worst = next(state for state in ("failed", "cancelled", "succeeded") if state in states)
     raise click.exceptions.Exit(EXIT_OF[worst])
-
-
-def _wait_one(job: str, deadline: float | None) -> Job:
-    """The job once it has ended, or as it is at the deadline."""
-    store = service.store()
-    while True:
-        now = store.job(job)
-        left = None if deadline is None else deadline - time.monotonic()
-        if now.state not in ("queued", "running") or (left is not None and left <= 0):
-            return now
-        time.sleep(_POLL if left is None else min(_POLL, left))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.cli import arguments, errors, output, service
+from jobs.cli import arguments, output, service
 
 if TYPE_CHECKING:
     from jobs.store import Attempt, Checkpoint, Job, Report
@@ -110,15 +110,16 @@ def cancel(jobs: tuple[str, ...], as_json: bool) -> None:
     """
     store, actions = service.store(), service.service()
     # Every id is looked up before anything is cancelled, so that a mistyped one changes nothing.
-    done = [actions.cancel(found.id) for found in [store.job(job) for job in jobs]]
+    before = [store.job(job) for job in jobs]
+    after = [actions.cancel(job.id) for job in before]
     if as_json:
-        output.emit_json(done)
+        output.emit_json(after)
         return
-    for job in done:
-        word = {"running": "stopping, with a checkpoint", "cancelled": "cancelled"}.get(
-            job.state, f"had already {job.state}" if job.state != "queued" else "cancelled"
-        )
-        click.echo(f"{job.id}  {word}")
+    for was, job in zip(before, after, strict=True):
+        if was.state.final:
+            click.echo(f"{job.id}  had {job.state} before")
+        else:
+            click.echo(f"{job.id}  {'cancelled' if job.state.final else 'stops, with a checkpoint'}")
 
 
 @click.command()
@@ -129,15 +130,15 @@ def retry(job: str, as_json: bool) -> None:
 
     It goes on from its newest good checkpoint.
     """
-    found = service.store().job(job)
-    if found.state not in ("failed", "cancelled"):
-        raise errors.Wrong(f"job {found.id} is {found.state}; only a failed or cancelled job can be retried")
-    again = service.service().retry(found.id)
+    done = service.service().retry(job)
     if as_json:
-        output.emit_json(again)
+        output.emit_json(done.job)
+        return
+    click.echo(done.job.id)
+    if done.queued:
+        output.talk(f"queued again; watch it with: textvae-jobs watch {done.job.id}")
     else:
-        click.echo(again.id)
-        output.talk(f"queued again; follow it with: textvae-jobs watch {again.id}")
+        output.talk(f"it is recorded and starts once the service is up ({done.problem})")
 
 
 def state_of(job: Job) -> str:
@@ -165,14 +166,14 @@ def waits_for(job: Job) -> str | None:
     if service.settings().redis_url is None:
         return "the service, which is not up: textvae-jobs up"
     unfit = [event for event in store.events(job.id) if event.kind == "unfit"]
-    needs = f"{job.cpus:g} CPUs" + (f" and {job.gpus:g} GPUs" if job.gpus else "")
+    needs = needs_of(job.cpus, job.gpus)
     if unfit:
         return f"a larger cluster: it needs {needs}, more than there is in all"
     ahead = [other.id for other in store.queued()].index(job.id)
     busy = store.jobs((JobState.RUNNING,))
-    taken = f"{len(busy)} running {'job holds' if len(busy) == 1 else 'jobs hold'} {sum(b.cpus for b in busy):g} CPUs"
+    taken = f"running jobs hold {needs_of(sum(b.cpus for b in busy), sum(b.gpus for b in busy))}"
     if ahead:
-        return f"{ahead} {'job' if ahead == 1 else 'jobs'} ahead of it; {taken}"
+        return f"{output.several(ahead, 'job')} ahead of it; {taken}"
     return f"{needs} to be free; {taken}" if busy else "the dispatcher to start it"
 
 
@@ -206,11 +207,17 @@ def summary(config: Any) -> str:
     data, vocabulary, model = config["data"], config["vocabulary"], config["model"]
     training, resources = config["training"], config["resources"]
     return (
-        f"{data['source']}, {vocabulary['size']:,} {vocabulary['kind']}, objective {config['objective']['kind']}, "
-        f"latent {model['latent']}, {training['epochs']} epochs, batch {training['batch_size']}, "
-        f"seed {config['seed']}\n"
-        f"{resources['ranks']} ranks of {resources['cpus_per_rank']:g} CPUs and {resources['gpus_per_rank']:g} GPUs"
+        f"{data['source']}, {vocabulary['size']:,} {vocabulary['kind']}, "
+        f"objective {config['objective']['kind']}, latent {model['latent']}, "
+        f"{output.several(training['epochs'], 'epoch')}, batch {training['batch_size']}, seed {config['seed']}\n"
+        f"{output.several(resources['ranks'], 'rank')}, each with "
+        f"{needs_of(resources['cpus_per_rank'], resources['gpus_per_rank'])}"
     )
+
+
+def needs_of(cpus: float, gpus: float) -> str:
+    """`2 CPUs`, `4 CPUs and 1 GPU`."""
+    return output.several(cpus, "CPU") + (f" and {output.several(gpus, 'GPU')}" if gpus else "")
 
 
 def describe_progress(progress: dict[str, Any]) -> str:

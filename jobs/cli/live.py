@@ -26,7 +26,10 @@ Bar = Callable[[dict[str, Any] | None], None]
 
 
 def show(job: str, *, check: Callable[[Job], None] | None = None) -> Job:
-    """Show a job until it has ended; returns it as it is then. `check` is called at each look, and may raise."""
+    """Show a job until it has ended; returns it as it is then.
+
+    `check` is called with the job at each look, and may raise.
+    """
     store = service.store()
     story = _Story()
     look = 0.0

@@ -93,7 +93,10 @@ def table(
     right: Iterable[str] = (),
     wrap: str | None = None,
 ) -> None:
-    """Print rows under column names; `right` names the columns of numbers, `wrap` one that may take many lines."""
+    """Print rows under column names.
+
+    `right` names the columns of numbers, `wrap` one that may take many lines.
+    """
     cells = [[_cell(value) for value in row] for row in rows]
     numeric = set(right)
     if terminal():
@@ -174,6 +177,11 @@ def number(value: float | None) -> str:
 def count(value: int) -> str:
     """`12,863,036`."""
     return f"{value:,}"
+
+
+def several(n: float, noun: str) -> str:
+    """`1 job`, `2 jobs`, `0.5 CPUs`."""
+    return f"{n:g} {noun}" + ("" if n == 1 else "s")
 
 
 def size(n: float) -> str:

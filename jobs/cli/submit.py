@@ -37,16 +37,19 @@ def submit(
     from jobs.config import default_owner
 
     loaded = arguments.load(config, [*overrides, f"name={name}"] if name else overrides)
-    job = service.service().submit(loaded, owner=default_owner(), priority=priority, id=job_id)
+    done = service.service().submit(loaded, owner=default_owner(), priority=priority, id=job_id)
+    job = done.job
     if not as_json:
         click.echo(job.id)
-    if service.settings().redis_url is None:
-        output.talk("the job is recorded; it starts once the service is up: textvae-jobs up")
+    elif not wait_:
+        output.emit_json(output.plain(job) | {"created": done.created, "queued": done.queued})
+    if not done.created:
+        output.talk(f"job {job.id} was submitted before; it is {job.state}")
+    elif not done.queued:
+        output.talk(f"the job is recorded and starts once the service is up ({done.problem})")
     elif not (follow or wait_):
         output.talk(f"watch it with: textvae-jobs watch {job.id}")
     if follow:
         following.watch_to_the_end(job)
-    elif wait_:
+    if wait_:
         following.wait_for([job.id], None, as_json)
-    elif as_json:
-        output.emit_json(job)

@@ -1,0 +1,48 @@
+"""Questions to the served model over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+
+from jobs.cli import errors, service
+
+_TIMEOUT = 60.0  # seconds
+
+
+def ask(path: str, body: Mapping[str, Any] | None = None, *, timeout: float = _TIMEOUT) -> Any:
+    """The JSON that the served model answers: POST with a body, GET without.
+
+    Raises Unreachable if nothing answers, NotFound for a model that is not served, Wrong for what it refuses.
+    """
+    address = service.settings().serve_url
+    if address is None:
+        raise errors.Unreachable("the service is not up; bring it up with: textvae-jobs up")
+    url = address.rstrip("/") + path
+    try:
+        with httpx.Client(timeout=timeout, trust_env=False) as client:
+            answer = client.get(url) if body is None else client.post(url, json=dict(body))
+    except httpx.HTTPError as error:
+        raise errors.Unreachable(f"{url} does not answer ({error}); see: textvae-jobs status") from error
+    if answer.is_success:
+        return answer.json()
+    reason = _reason(answer)
+    if answer.status_code == 404:
+        raise errors.NotFound(reason)
+    if answer.status_code < 500:
+        raise errors.Wrong(reason)
+    raise errors.Unreachable(f"{url} answered {answer.status_code}: {reason}")
+
+
+def _reason(answer: httpx.Response) -> str:
+    """What the answer says is wrong."""
+    try:
+        told = answer.json()
+    except ValueError:
+        return answer.text.strip()[:300] or answer.reason_phrase
+    for key in ("error", "reason", "detail"):
+        if isinstance(told, dict) and told.get(key):
+            return told[key] if isinstance(told[key], str) else str(told[key])
+    return str(told)[:300]

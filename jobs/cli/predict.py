@@ -1,0 +1,52 @@
+"""`predict`: the sentiment of texts, from the served model."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from jobs.cli import errors, output
+
+
+@click.command()
+@click.argument("texts", metavar="TEXT...", nargs=-1)
+@click.option("--model", help="The model to ask, if several are served.")
+@output.json_option
+def predict(texts: tuple[str, ...], model: str | None, as_json: bool) -> None:
+    """Ask the served model for the sentiment of texts.
+
+    With no TEXT or with `-`, each line of standard input is one.
+    """
+    if texts in ((), ("-",)):
+        if sys.stdin.isatty():
+            raise errors.Wrong('give at least one text, such as: textvae-jobs predict "A lovely film."')
+        texts = tuple(line.strip() for line in sys.stdin if line.strip())
+    if not texts:
+        raise errors.Wrong("there is no text on standard input")
+    from jobs.cli import http
+
+    answer = http.ask("/v1/sentiment", {"texts": list(texts)} | ({"model": model} if model else {}))
+    if as_json:
+        output.emit_json(answer)
+    else:
+        output.table(
+            ("sentiment", "positive", "text"),
+            [
+                (word(p), f"{p:.1%}", output.shorten(text, 200))
+                for text, p in zip(texts, probabilities(answer), strict=True)
+            ],
+            right=("positive",),
+            wrap="text",
+        )
+
+
+def probabilities(answer: Any) -> list[float]:
+    """The probability that each text is positive, from the answer of /v1/sentiment."""
+    return [float(p) for p in answer["sentiment"]]
+
+
+def word(probability: float) -> str:
+    """`positive` or `negative`."""
+    return "positive" if probability >= 0.5 else "negative"
