@@ -8,11 +8,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 import textvae
-from textvae.config import Config, ConfigError, Metric, Section, parse, read_yaml
+from textvae.config import Config, Metric, Section, apply_override, parse, read_yaml
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 
@@ -94,7 +93,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> JobConfig:
     mapping = read_yaml(path)
     mapping.setdefault("name", re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-._") or "model")
     for override in overrides:
-        _apply(mapping, override)
+        apply_override(mapping, override)
     return parse(JobConfig, mapping, str(path))
 
 
@@ -124,26 +123,3 @@ def presets() -> Path:
 def default_owner() -> str:
     """The name of the user who runs this process."""
     return getpass.getuser()
-
-
-def _apply(mapping: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError([f"--set {override!r}: must be KEY=VALUE, such as training.epochs=3"], "--set")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError([f"--set {override!r}: the value is not YAML"], "--set") from error
-    section = mapping
-    *path, last = key.split(".")
-    for name in path:
-        inner = section.get(name)
-        if isinstance(inner, str) and name == "objective":
-            inner = {"kind": inner}
-        if inner is None:
-            inner = {}
-        if not isinstance(inner, dict):
-            raise ConfigError([f"--set {override!r}: {name} is a value, not a section"], "--set")
-        section[name] = inner
-        section = inner
-    section[last] = value

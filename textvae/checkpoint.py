@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import uuid
@@ -73,7 +74,7 @@ class Saved:
 
     name: str
     step: int
-    metrics: Mapping[str, float] = field(default_factory=dict)  # of the validation reviews; empty if not evaluated
+    metrics: Mapping[str, float | None] = field(default_factory=dict)  # of the validation reviews, if evaluated
 
 
 def to_keep(
@@ -86,14 +87,26 @@ def to_keep(
     """
     by_age = sorted(checkpoints, key=lambda saved: saved.step)
     keep = {saved.name for saved in by_age[-keep_last:]} if keep_last > 0 else set()
-    best: Saved | None = None
+    best: tuple[float, str] | None = None
     for saved in by_age:
         value = saved.metrics.get(metric)
-        if value is None or value != value:
+        if value is None or math.isnan(value):
             continue
-        if best is None or (value > best.metrics[metric] if mode == "max" else value < best.metrics[metric]):
-            best = saved
-    return keep | {best.name} if best else keep
+        if best is None or (value > best[0] if mode == "max" else value < best[0]):
+            best = (value, saved.name)
+    return keep | {best[1]} if best else keep
+
+
+def saved_in(parent: Path) -> list[Saved]:
+    """The checkpoints that are folders of `parent`, oldest first; what is not whole there is passed over."""
+    found = []
+    for manifest in parent.glob(f"*/{MANIFEST}"):
+        if manifest.parent.name.startswith("."):
+            continue
+        state = json.loads((manifest.parent / STATE).read_text("utf-8"))
+        metrics = state["metrics"].get("validation") or {}
+        found.append(Saved(manifest.parent.name, state["position"]["step"], metrics))
+    return sorted(found, key=lambda saved: (saved.step, saved.name))
 
 
 def save(

@@ -230,10 +230,38 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return value
 
 
+def apply_override(mapping: dict[str, Any], override: str) -> None:
+    """Set `training.epochs=3`, say, in a config's mapping; the value is YAML. ConfigError if it says no such thing."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError([f"--set {override!r}: must be KEY=VALUE, such as training.epochs=3"], "--set")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError([f"--set {override!r}: the value is not YAML"], "--set") from error
+    section = mapping
+    *path, last = key.split(".")
+    for name in path:
+        inner = section.get(name)
+        if isinstance(inner, str) and name == "objective":
+            inner = {"kind": inner}
+        if inner is None:
+            inner = {}
+        if not isinstance(inner, dict):
+            raise ConfigError([f"--set {override!r}: {name} is a value, not a section"], "--set")
+        section[name] = inner
+        section = inner
+    section[last] = value
+
+
 def load(path: str | Path) -> Config:
     """The Config in a YAML file. Sections that only the service reads are passed over."""
-    mapping = read_yaml(path)
-    return parse(Config, {k: v for k, v in mapping.items() if k not in SERVICE_SECTIONS}, str(path))
+    return without_service(read_yaml(path), str(path))
+
+
+def without_service(mapping: Mapping[str, Any], origin: str = "config") -> Config:
+    """The Config in a mapping. Sections that only the service reads are passed over."""
+    return parse(Config, {k: v for k, v in mapping.items() if k not in SERVICE_SECTIONS}, origin)
 
 
 def parse(model: type[Parsed], mapping: Mapping[str, Any], origin: str = "config") -> Parsed:

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -150,7 +150,7 @@ class Ranks:
         text = make() if self.rank == 0 else ""
         if self.world_size == 1:
             return text
-        content = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) if text else torch.empty(0)
+        content = torch.tensor(list(text.encode()), dtype=torch.uint8)
         size = torch.tensor(len(content), dtype=torch.int64, device=self.device)
         self._from_first(size)
         if self.rank == 0:
@@ -448,8 +448,3 @@ def _log_stages() -> Callable[[str, int, int | None], None]:
             logger.info("%s", what)
 
     return progress
-
-
-def as_message(report: Report | Progress) -> dict[str, Any]:
-    """A value as a plain dict."""
-    return asdict(report)
