@@ -2,8 +2,8 @@
 
 No encoded copy of the reviews exists, nor an array of their order: of an epoch's shuffled order a rank
 computes the part that it is about to read. The order is cut into windows of about fifty steps. Each rank
-takes an equal share of a window, encodes it, sorts it by length and cuts it into one batch a step; as shares are random
-samples, all ranks find similar lengths at the same step. Then the steps of the window are shuffled.
+takes an equal share of a window, encodes it, sorts it by length and cuts it into one batch a step; as shares
+are random samples, all ranks find similar lengths at the same step. Then the window's steps are shuffled.
 """
 
 from __future__ import annotations

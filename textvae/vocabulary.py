@@ -7,9 +7,11 @@ and leaves 3 unused; here it is the end of a review.
 from __future__ import annotations
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textvae import config
@@ -22,8 +24,18 @@ _INDEX_FROM = 3
 _OOV_SHOWN = "<oov>"
 
 # What Keras' Tokenizer calls its filters: each becomes a space; the apostrophe is not among them.
-_FILTERS = '!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~\t\n'
-_TO_SPACE = str.maketrans(dict.fromkeys(_FILTERS, " "))
+_FILTERS = b'!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~\t\n'
+_TO_SPACE = bytes.maketrans(_FILTERS, b" " * len(_FILTERS))
+
+# White space as Unicode defines it; Python's \s has four control characters more.
+_SPACE = "\\t-\\r \\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000"
+# Byte-level BPE first cuts a text into letters, digits and other signs, each with the space before it, and
+# the space that is left. This cuts only at space: each piece is a whole number of those, and so encodes as it
+# would in place.
+_PIECE = re.compile(f" ?[^{_SPACE}]+|[{_SPACE}]+(?![^{_SPACE}])|[{_SPACE}]+")
+# Pieces whose ids are remembered, and the longest one: a few tens of megabytes at most.
+_REMEMBERED = 1 << 17
+_REMEMBERED_LENGTH = 32
 
 # A space never occurs in a byte-level token, so no text and no merge can make one of these.
 _SPECIAL = ["[pad ]", "[start ]", "[oov ]", "[end ]"]
@@ -78,8 +90,13 @@ def build(section: config.Vocabulary, texts: Iterable[str]) -> Vocabulary:
 
 def split_words(text: str) -> list[str]:
     """The words of a text as Keras' Tokenizer has them: lower-case, no punctuation but the apostrophe."""
-    # split(" "), not split(): Keras keeps other white space, such as a carriage return, inside words.
-    return [word for word in text.lower().translate(_TO_SPACE).split(" ") if word]
+    return [word.decode() for word in _split(text) if word]
+
+
+def _split(text: str) -> list[bytes]:
+    # Bytes, because translating them is a table look-up; a filter is one byte, and part of no other character.
+    # split(b" "), not split(): Keras keeps other white space, such as a carriage return, inside words.
+    return text.lower().encode("utf-8", "replace").translate(_TO_SPACE).split(b" ")
 
 
 class Words(Vocabulary):
@@ -94,16 +111,17 @@ class Words(Vocabulary):
     def __init__(self, words: Sequence[str], size: int):
         self._size = size
         self._words = list(words[: max(0, size - _INDEX_FROM - 1)])
-        self._ids = {word: rank + _INDEX_FROM for rank, word in enumerate(self._words, 1)}
+        self._ids = {word.encode(): rank + _INDEX_FROM for rank, word in enumerate(self._words, 1)}
 
     @classmethod
     def learn(cls, texts: Iterable[str], size: int) -> Words:
         """Count the words of texts; ties go to the word that came first."""
-        counts: Counter[str] = Counter()
+        counts: Counter[bytes] = Counter()
         for text in texts:
-            counts.update(split_words(text))
+            counts.update(_split(text))
+        del counts[b""]
         # most_common sorts stably, and a Counter keeps the order in which its keys came.
-        return cls([word for word, _ in counts.most_common(max(0, size - _INDEX_FROM - 1))], size)
+        return cls([word.decode() for word, _ in counts.most_common(max(0, size - _INDEX_FROM - 1))], size)
 
     @property
     def size(self) -> int:
@@ -111,7 +129,7 @@ class Words(Vocabulary):
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         get = self._ids.get
-        return [[get(word, OOV) for word in split_words(text)] for text in texts]
+        return [[get(word, OOV) for word in _split(text) if word] for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
         first = _INDEX_FROM + 1
@@ -143,6 +161,7 @@ class BytePairs(Vocabulary):
         self._tokenizer: Tokenizer = Tokenizer(models.BPE(vocab=ids, merges=self._merges))
         self._tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         self._tokenizer.decoder = decoders.ByteLevel()
+        self._pieces = _Pieces(self._tokenizer)
 
     @classmethod
     def learn(cls, texts: Iterable[str], size: int) -> BytePairs:
@@ -171,7 +190,8 @@ class BytePairs(Vocabulary):
         return len(self._tokens)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+        ids = self._pieces.__getitem__
+        return [list(chain.from_iterable(map(ids, _PIECE.findall(text)))) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
         runs: list[list[int]] = [[]]
@@ -185,3 +205,18 @@ class BytePairs(Vocabulary):
     def to_json(self) -> str:
         value = {"kind": self.kind, "tokens": self._tokens, "merges": self._merges}
         return json.dumps(value, ensure_ascii=False)
+
+
+class _Pieces(dict[str, tuple[int, ...]]):
+    """The ids of pieces of text: found at once if met before, which nearly all were, else encoded."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        super().__init__()
+        self._tokenizer = tokenizer
+
+    def __missing__(self, piece: str) -> tuple[int, ...]:
+        # Half a surrogate pair, which JSON can express, is no character: it becomes a question mark.
+        ids = tuple(self._tokenizer.encode(piece.encode("utf-8", "replace").decode()).ids)
+        if len(self) < _REMEMBERED and len(piece) <= _REMEMBERED_LENGTH:
+            self[piece] = ids
+        return ids
