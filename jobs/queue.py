@@ -4,8 +4,8 @@ Everything here can be rebuilt from the store; emptying Redis loses nothing. The
 
 | key | type | holds | written by |
 |---|---|---|---|
-| queue | sorted set | job ids; score = sequence - priority * 2^40, so the lowest goes first | push, remove, claim |
-| needs | hash | job id -> JSON of the attempt number to open and the CPUs and GPUs it takes | push, remove, claim |
+| queue | sorted set | job ids; the score is sequence - priority * 2^40: lowest first | push, remove, claim |
+| needs | hash | job id -> JSON: the attempt to open, its CPUs and GPUs | push, remove, claim |
 | lease:JOB | string, expires | the number of the attempt that may work on the job | claim, renew, release |
 | bell | stream, capped | wakes the dispatchers | push, ring |
 | bell:JOB | stream, capped, expires | wakes whoever waits for a change of that job | ring |
@@ -13,8 +13,8 @@ Everything here can be rebuilt from the store; emptying Redis loses nothing. The
 | progress:JOB | channel | the same, to followers | publish_progress |
 | cluster | string, expires | JSON of the resources that the dispatcher saw last | publish_cluster |
 
-Each transition is one Lua script. The scripts build the names of lease keys from the prefix, so this needs one
-Redis server, not a Redis Cluster. Only commands of Redis 6.2 are used.
+Each transition is one Lua script. The scripts build the names of lease keys from the prefix, so this needs
+one Redis server, not a Redis Cluster. Only commands of Redis 6.2 are used.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ end
 return removed
 """
 
-# Take the first job that may go: KEYS: queue, needs; ARGV: lease prefix, free CPUs, free GPUs, CPUs and GPUs of
-# the whole cluster, milliseconds of the lease, batch. Returns {job, number, jobs larger than the cluster}.
-# A job that fits the cluster but not what is free now ends the search: taking smaller ones from behind it for
-# ever would starve it. A job whose attempt someone holds a lease for is being opened by another dispatcher.
+# Take the first job that may go. KEYS: queue, needs; ARGV: lease prefix, free CPUs, free GPUs, CPUs and GPUs
+# of the whole cluster, milliseconds of the lease, batch. Returns {job, number, jobs larger than the cluster}.
+# A job that fits the cluster but not what is free now ends the search: taking smaller ones from behind it
+# for ever would starve it. One whose next attempt is leased already is being opened by another dispatcher.
 _CLAIM = """
 local slack = 1e-6
 local free_cpus, free_gpus = tonumber(ARGV[2]) + slack, tonumber(ARGV[3]) + slack
@@ -145,7 +145,7 @@ class Queue:
     """The queue behind its verbs. Every call raises QueueUnavailable if Redis does not answer in time."""
 
     def __init__(self, url: str | None, prefix: str = "textvae"):
-        """Nothing is connected yet: `url` none, for no Redis at all, makes every call raise QueueUnavailable."""
+        """Nothing is connected yet. With `url` none there is no Redis: every call raises QueueUnavailable."""
         self._prefix = prefix
         self._redis: redis.Redis | None = None
         if url is not None:
@@ -202,7 +202,7 @@ class Queue:
         total_gpus: float,
         ttl: float,
     ) -> Claim:
-        """Take the job that should go next out of the queue, with a lease of `ttl` seconds for its attempt."""
+        """Take the job that should go next out of the queue, with a lease of `ttl` seconds on it."""
         with self._answering() as server:
             job, number, unfit = server.eval(
                 _CLAIM,
@@ -221,11 +221,10 @@ class Queue:
 
     def entries(self) -> dict[str, int]:
         """The jobs in the queue, in order, each with the number of its next attempt."""
-        with self._answering() as server:
-            with server.pipeline(transaction=True) as both:
-                both.zrange(self._key("queue"), 0, -1)
-                both.hgetall(self._key("needs"))
-                jobs, needs = both.execute()
+        with self._answering() as server, server.pipeline(transaction=True) as both:
+            both.zrange(self._key("queue"), 0, -1)
+            both.hgetall(self._key("needs"))
+            jobs, needs = both.execute()
         return {job: json.loads(needs[job])["number"] if job in needs else 0 for job in jobs}
 
     def renew(self, job: str, number: int, ttl: float) -> bool:

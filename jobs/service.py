@@ -65,7 +65,8 @@ class Service:
     ) -> Submission:
         """Record a job and queue it. Submitting an `id` again returns the job that is there.
 
-        Raises InvalidRequest, Conflict (the id exists with another config), StoreUnavailable. Redis is not needed.
+        Raises InvalidRequest, Conflict (the id exists with another config), StoreUnavailable. It works
+        without Redis.
         """
         if priority not in PRIORITIES:
             raise InvalidRequest(
@@ -106,8 +107,9 @@ class Service:
         return value
 
     def retry(self, job: str, *, by: str | None = None) -> Submission:
-        """Queue a failed or cancelled job again, with as many attempts as its config allows; the first of them
-        resumes from the newest good checkpoint.
+        """Queue a failed or cancelled job again, with as many attempts as its config allows.
+
+        The first of them resumes from the newest good checkpoint.
 
         `job` may be abbreviated. Raises NotFound, Ambiguous, Conflict.
         """
@@ -170,7 +172,10 @@ class Service:
         cause: Cause | None = None,
         error: str | None = None,
     ) -> Job:
-        """End an attempt, release its lease and queue its job again if it is to be retried. Raises StaleAttempt."""
+        """End an attempt, release its lease, and queue its job again if it is to be retried.
+
+        Raises StaleAttempt.
+        """
         value = self.store.finish_attempt(job, number, state, by=by, cause=cause, error=error)
 
         def tell() -> None:
@@ -186,8 +191,8 @@ class Service:
 
     def reconcile_queue(self) -> None:
         """Make Redis hold exactly the jobs that wait in the store. Raises QueueUnavailable."""
-        # Redis is read first: what is in it now was in the store before. Read the other way round, a job that is
-        # submitted in between would look foreign.
+        # Redis is read first: what is in it now was in the store before. Read the other way round, a job
+        # that is submitted in between would look foreign.
         entries = self.queue.entries()
         waiting = {job.id: job for job in self.store.queued()}
         missing = [entry_of(job) for id, job in waiting.items() if entries.get(id) != job.attempt + 1]
@@ -200,8 +205,8 @@ class Service:
     def reconcile_attempts(self, launcher: Launcher) -> list[Attempt]:
         """End the active attempts that are confirmed dead; returns them. Raises QueueUnavailable.
 
-        Unreachable is not dead: the cluster must say that the process is gone, and no lease may be left of it.
-        A crash between opening and launching looks the same after LAUNCH_GRACE; it uses up an attempt.
+        Unreachable is not dead: the cluster must say that the process is gone, and no lease may be left of
+        it. A crash between opening and launching looks the same after LAUNCH_GRACE; it uses up an attempt.
         """
         ended = []
         for attempt in self.store.attempts(active=True):

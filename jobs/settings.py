@@ -1,4 +1,4 @@
-"""Where the service keeps its things and finds its parts: read from the environment and the local stack's file.
+"""Where the service keeps its things and finds its parts, from the environment and the local stack's file.
 
 | variable | default | meaning |
 |---|---|---|

@@ -12,8 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, or_, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, delete, insert, select, update
 
 from jobs.store.jobs import JobVerbs, get_job
 from jobs.store.tables import AttemptRow, CheckpointRow, JobRow, ReportRow, VersionRow
@@ -73,7 +72,7 @@ class AttemptVerbs(JobVerbs):
     """Open, start and finish attempts; record what they make."""
 
     def open_attempt(self, job: str, number: int, by: str) -> Attempt | None:
-        """Begin attempt `number` of a queued job; none if someone else did, or the job is not queued any more."""
+        """Begin attempt `number` of a queued job; none if someone else did, or it is not queued any more."""
         now = self.clock()
         with self.writing() as connection:
             changed = connection.execute(
@@ -94,8 +93,8 @@ class AttemptVerbs(JobVerbs):
             self._event(connection, EventKind.OPENED, job=job, attempt=number, by=by)
             return _attempt(connection, job, number)
 
-    def join_attempt(self, job: str, number: int, *, host: str, resumed_from: int | None) -> None:
-        """The attempt's process says where it is, and from which checkpoint it begins. Raises StaleAttempt."""
+    def join_attempt(self, job: str, number: int, *, host: str, resumed_from: int | None = None) -> None:
+        """The attempt's process says where it is, and where it resumes from. Raises StaleAttempt."""
         with self.writing() as connection:
             self._guard(connection, job, number, host=host, resumed_from=resumed_from)
 
@@ -116,7 +115,7 @@ class AttemptVerbs(JobVerbs):
                 self._event(connection, EventKind.STARTED, job=job, attempt=number, by="attempt")
 
     def check_attempt(self, job: str, number: int) -> Job:
-        """The attempt's job, read only: has someone cancelled it? Raises StaleAttempt if the attempt is over."""
+        """The attempt's job, read only: is it cancelled? Raises StaleAttempt if the attempt is over."""
         with self.reading() as connection:
             value = get_job(connection, job)
             state = connection.execute(
@@ -157,7 +156,7 @@ class AttemptVerbs(JobVerbs):
                 .values(
                     state=after,
                     finished=now if after.final else None,
-                    error=error if state in (AttemptState.FAILED, AttemptState.LOST) else None,
+                    error=error if after in (JobState.FAILED, JobState.QUEUED) else None,
                 )
             )
             detail = {"state": str(state), "cause": cause and str(cause), "error": error}
@@ -213,9 +212,9 @@ class AttemptVerbs(JobVerbs):
     def prune(self, job: str, number: int, *, keep_last: int, mode: str) -> list[Checkpoint]:
         """Mark as deleted what need not be kept of the job's checkpoints; returns all whose files can go.
 
-        Kept are the newest `keep_last`, the best by value (`mode` max or min), what a model version names, and
-        what an active attempt began from. Those returned include earlier ones whose files were left behind by
-        a crash: call `purged` for each once its files are gone. Raises StaleAttempt.
+        Kept are the newest `keep_last`, the best by value (`mode` max or min), what a model version names,
+        and what an active attempt began from. Those returned include earlier ones whose files were left
+        behind by a crash: call `purged` for each once its files are gone. Raises StaleAttempt.
         """
         with self.writing() as connection:
             self._guard(connection, job, number)

@@ -169,9 +169,9 @@ class JobVerbs(Database):
             return [job_of(row) for row in connection.execute(query)]
 
     def request_cancel(self, job: str, by: str) -> Job:
-        """Cancel a queued job at once; mark a running one, whose attempt then stops. An ended one stays as it is.
+        """Cancel a queued job at once; mark a running one, whose attempt then stops.
 
-        Asking twice changes nothing.
+        An ended one stays as it is. Asking twice changes nothing.
         """
         now = self.clock()
         with self.writing() as connection:
@@ -225,7 +225,7 @@ class JobVerbs(Database):
             ]
 
     def note_unfit(self, job: str, by: str, reason: str) -> bool:
-        """Record once, for each reason, that a queued job needs more than the cluster has; whether it is new."""
+        """Record, once for each reason, that a job needs more than the cluster has; whether it is new."""
         with self.writing() as connection:
             known = connection.execute(
                 select(EventRow.detail).where(EventRow.job == job, EventRow.kind == EventKind.UNFIT)

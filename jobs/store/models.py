@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from jobs.store.attempts import AttemptVerbs, checkpoint_of, finite
+from jobs.store.attempts import AttemptVerbs, finite
 from jobs.store.tables import CheckpointRow, ModelRow, PromotionRow, VersionRow
 from jobs.store.values import (
     Conflict,

@@ -1,4 +1,4 @@
-"""Opening a database: connections, transactions, migrations, and the border where driver errors are translated."""
+"""Opening a database: connections, transactions, migrations; driver errors are translated here."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def _bring_up_to_date(engine: Engine, url: URL) -> None:
             if _revision(engine) == HEAD:
                 return
             with engine.connect() as connection:
-                # The mode is kept in the file. It must be changed outside of a transaction, with nobody else in.
+                # The file keeps the mode. It is changed outside of a transaction, with nobody else in.
                 raw = connection.connection.dbapi_connection
                 assert raw is not None  # a pool hands out open connections only
                 raw.execute("PRAGMA journal_mode = WAL")

@@ -1,0 +1,123 @@
+"""What an attempt works with: its log, its timings, and the tools that tests replace."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from jobs.store.opening import utc_now
+
+_ERROR_LENGTH = 500  # characters of an error that the record keeps; the log has all
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds."""
+
+    poll: float = 1.0  # between two looks into the store for a cancel, or for being stale
+    renew: float = 5.0  # between two renewals of the lease
+    lease: float = 20.0  # that the lease lasts without renewal
+    patience: float = 60.0  # that a write waits for a database that does not answer
+
+
+class FitResult(Protocol):
+    """What training returns."""
+
+    @property
+    def status(self) -> str:
+        """finished, or stopped because it was asked to."""
+
+
+class Fit(Protocol):
+    """`cluster.training.fit`, or a test's."""
+
+    def __call__(
+        self,
+        config: dict[str, Any],
+        *,
+        ranks: int,
+        cpus_per_rank: float,
+        gpus_per_rank: float,
+        data_folder: Path,
+        storage: str,
+        prefix: str,
+        resume: tuple[str, str] | None,
+        ray_storage: Path,
+        name: str,
+        on_message: Callable[[dict[str, Any]], dict[str, Any]],
+    ) -> FitResult:
+        """Train; `resume` is the name and digest of the checkpoint to go on from."""
+
+
+class ArtifactStore(Protocol):
+    """What an attempt needs of `textvae.artifacts.Artifacts`."""
+
+    def exists(self, name: str) -> bool:
+        """Whether that checkpoint is there, whole."""
+
+    def fetch(self, name: str, cache: Path) -> Path:
+        """A local folder that holds it."""
+
+    def put(self, folder: Path, name: str) -> None:
+        """Copy the checkpoint at `folder` in under `name`."""
+
+    def delete(self, name: str) -> None:
+        """Remove it."""
+
+
+@dataclass(frozen=True)
+class Tools:
+    """The parts outside of the service that an attempt uses."""
+
+    fit: Fit
+    artifacts: ArtifactStore
+    verify: Callable[..., object]  # textvae.checkpoint.verify(folder, digest=...)
+    broken: type[Exception]  # what it raises for files that are not the recorded checkpoint
+    hopeless: tuple[type[Exception], ...]  # errors that another attempt would run into too
+    leave: Callable[[], object]  # ends this process, and with it every rank
+
+
+class AttemptLog:
+    """An attempt's log file: whole lines, each with its moment in UTC. Safe to share between threads."""
+
+    def __init__(self, path: Path, clock: Callable[[], datetime] = utc_now):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: IO[str] = path.open("a", encoding="utf-8", buffering=1)
+        self._lock = threading.Lock()
+        self._clock = clock
+
+    def write(self, text: str) -> None:
+        """Add the lines of `text`. After the log is closed, a thread's last words are dropped."""
+        moment = self._clock().strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+        with self._lock:
+            if not self._file.closed:
+                for line in text.rstrip("\n").split("\n"):
+                    self._file.write(f"{moment} {line}\n")
+
+    def __enter__(self) -> AttemptLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._file.close()
+
+
+def find(error: BaseException | None, kinds: tuple[type[Exception], ...]) -> BaseException | None:
+    """The first of `kinds` among an error and what caused it."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, kinds):
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def short(error: BaseException) -> str:
+    """An error in a line or two, for the record."""
+    text = f"{type(error).__name__}: {str(error).strip()}"
+    return text if len(text) <= _ERROR_LENGTH else text[: _ERROR_LENGTH - 3] + "..."

@@ -1,0 +1,187 @@
+"""One attempt at work: training on one thread, watching over the lease and for a cancel on another."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from jobs.attempt.parts import AttemptLog, Timings, Tools, find, short
+from jobs.attempt.records import Records
+from jobs.queue import Bell, Queue
+from jobs.settings import Settings
+from jobs.store import AttemptState, Cause, Job, StaleAttempt, Store, StoreUnavailable
+
+
+class Work:
+    """Attempt `number` of `job`, from its first record to its last."""
+
+    def __init__(
+        self,
+        store: Store,
+        queue: Queue,
+        settings: Settings,
+        job: str,
+        number: int,
+        log: AttemptLog,
+        tools: Tools,
+        *,
+        timings: Timings | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._settings = settings
+        self._log = log
+        self._tools = tools
+        self._timings = timings or Timings()
+        self._clock = clock
+        self._records = Records(store, queue, settings, job, number, log, tools, self._timings, clock)
+        self._started = False  # the ranks have said something
+        self._stop = threading.Event()  # training is asked to stop
+        self._stale = threading.Event()  # this attempt does not count any more
+        self._ending = threading.Event()  # its last record is being written
+        self._over = threading.Event()  # the watching thread may go
+
+    def run(self) -> None:
+        """Train, record, promote. The attempt's record is ended whatever happens, unless it is stale."""
+        records = self._records
+        host = socket.gethostname()
+        watching = threading.Thread(target=self._watch, name=f"watch-{records.job}", daemon=True)
+        self._log.write(f"attempt {records.number} of job {records.job} on {host}, process {os.getpid()}")
+        try:
+            records.join(host)
+            watching.start()
+            try:
+                self._train(host)
+            except StaleAttempt:
+                raise
+            except Exception as error:
+                self._log.write(traceback.format_exc())
+                if self._stale.is_set():
+                    raise StaleAttempt(records.job, records.number) from error
+                hopeless = find(error, self._tools.hopeless)
+                cause = Cause.ERROR if hopeless is None else Cause.BAD_CONFIG
+                self._finish(AttemptState.FAILED, cause, short(hopeless or error))
+        except StaleAttempt as error:
+            self._stale.set()
+            self._log.write(f"{error}; stopping")
+        finally:
+            self._over.set()
+            if watching.is_alive():
+                watching.join(timeout=self._timings.poll + 5)
+
+    def on_message(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Take a message of rank 0; the reply says whether to stop.
+
+        A checkpoint is recorded when this returns. If this attempt is stale it raises StaleAttempt.
+        """
+        if self._stale.is_set():
+            raise StaleAttempt(self._records.job, self._records.number)
+        try:
+            if not self._started:
+                # The first word of a rank: they have all been placed.
+                self._records.start()
+                self._started = True
+            match message.get("kind"):
+                case "progress":
+                    self._records.progress(message)
+                case "checkpoint":
+                    self._records.checkpoint(message)
+                case "log":
+                    self._log.write(str(message["text"]))
+                case kind:
+                    raise ValueError(
+                        f"a rank sent a message of kind {kind!r}: not progress, checkpoint or log"
+                    )
+        except StaleAttempt:
+            self._stale.set()
+            raise
+        return {"stop": self._stop.is_set()}
+
+    def _train(self, host: str) -> None:
+        records = self._records
+        resources = records.config.resources
+        resume = records.resume_point()
+        if resume is not None:
+            records.join(host, resumed_from=resume.id)
+            self._log.write(f"resuming from {resume.location}, step {resume.step}")
+        self._log.write(f"training {records.config.name} with {resources.ranks} rank(s)")
+        result = self._tools.fit(
+            records.config.training_config().model_dump(mode="json"),
+            ranks=resources.ranks,
+            cpus_per_rank=resources.cpus_per_rank,
+            gpus_per_rank=resources.gpus_per_rank,
+            data_folder=self._settings.data,
+            storage=self._settings.storage,
+            prefix=records.prefix,
+            resume=None if resume is None else (resume.location, resume.digest),
+            ray_storage=self._settings.ray_results,
+            name=f"{records.job}-{records.number}",
+            on_message=self.on_message,
+        )
+        if self._stale.is_set():
+            raise StaleAttempt(records.job, records.number)
+        if result.status == "finished":
+            records.promote()
+            self._finish(AttemptState.SUCCEEDED)
+        elif self._stop.is_set():
+            self._finish(AttemptState.CANCELLED, Cause.CANCELLED)
+        else:
+            raise RuntimeError(f"training ended as {result.status} without being asked to stop")
+
+    def _finish(self, state: AttemptState, cause: Cause | None = None, error: str | None = None) -> None:
+        self._ending.set()  # from here on the watching thread may find the attempt ended: by us
+        self._records.finish(state, cause, error)
+
+    def _watch(self) -> None:
+        """Renew the lease, and learn of a cancel or of being stale, until the attempt is over."""
+        bell: Bell | None = None
+        renewed: float | None = None
+        while not self._over.is_set():
+            try:
+                if renewed is None or self._clock() - renewed >= self._timings.renew:
+                    renewed = self._clock()
+                    self._records.renew()
+                self._obey(self._records.check())
+            except StaleAttempt as error:
+                if not self._ending.is_set():
+                    self._abandon(str(error))
+                return
+            except StoreUnavailable as error:
+                self._log.write(f"{error}; training goes on")
+            bell = self._rest(bell)
+
+    def _obey(self, job: Job) -> None:
+        if job.cancel_requested is None or self._stop.is_set():
+            return
+        self._stop.set()
+        if self._started:
+            self._log.write("cancelled: stopping with a checkpoint")
+            return
+        # There is no rank yet that could be asked, and nothing to lose.
+        self._finish(AttemptState.CANCELLED, Cause.CANCELLED)
+        self._abandon("cancelled before training began")
+
+    def _abandon(self, reason: str) -> None:
+        """Stop everything at once."""
+        self._log.write(f"{reason}; ending this process and its ranks")
+        self._stale.set()
+        self._stop.set()
+        self._tools.leave()
+
+    def _rest(self, bell: Bell | None) -> Bell | None:
+        """Wait until the job's bell rings, for one poll at most."""
+        queue, job = self._records.queue, self._records.job
+        if bell is None:
+            bell = self._records.hear(lambda: queue.bell(job))
+        if bell is None:
+            self._over.wait(self._timings.poll)
+            return None
+        heard = self._records.hear(lambda: bell.wait(self._timings.poll))
+        if heard is None:
+            self._over.wait(self._timings.poll)  # a Redis that is gone answers at once
+            return None
+        return bell

@@ -1,0 +1,96 @@
+"""Keeps what is served at the promoted versions, whatever happens to either side."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from jobs.failures import Failures
+from jobs.store import Store
+
+logger = logging.getLogger("textvae.serve")
+
+
+class Server(Protocol):
+    """What serves the model versions: `cluster.serving`, or a test's. Its verbs raise if it does not answer.
+
+    Both speak of {model name: {"version": int, "location": folder or URI, "digest": SHA-256}}.
+    """
+
+    def apply(self, desired: Mapping[str, Mapping[str, Any]]) -> object:
+        """Serve exactly these versions."""
+
+    def current(self) -> Mapping[str, Mapping[str, Any]]:
+        """What is served now."""
+
+
+class Keeper:
+    """Keeps what is served at the promoted versions."""
+
+    def __init__(
+        self,
+        store: Store,
+        server: Server,
+        location: Callable[[str], str],
+        *,
+        every: float = 2.0,
+        longest_wait: float = 60.0,
+    ):
+        """`location` turns an artifact's name into the folder or URI that the server reads.
+
+        It is looked `every` so many seconds; after failures more rarely, up to `longest_wait`.
+        """
+        self._store = store
+        self._server = server
+        self._location = location
+        self._every = every
+        self._longest_wait = longest_wait
+        self._failures = Failures(logger)
+        self._wait = self._every
+        self._next: float | None = None  # earliest time of the next look
+
+    def loop(self, stop: threading.Event, clock: Callable[[], float] = time.monotonic) -> None:
+        """Work until `stop` is set."""
+        while not stop.wait(min(0.5, self._every)):
+            self.step(clock())
+
+    def step(self, now: float) -> bool:
+        """Look if it is time to, and change what is served if it differs; whether it was changed."""
+        if self._next is not None and now < self._next:
+            return False
+        try:
+            changed = self._compare()
+        except Exception as error:  # noqa: BLE001 - logged with its traceback, and tried again with backoff
+            self._failures.failed("serving the promoted versions", error)
+            self._wait = min(self._wait * 2, self._longest_wait)
+            self._next = now + self._wait
+            return False
+        self._failures.worked("serving the promoted versions")
+        self._wait = self._every
+        self._next = now + self._wait
+        return changed
+
+    def _compare(self) -> bool:
+        desired = {
+            version.model: {
+                "version": version.version,
+                "location": self._location(version.location),
+                "digest": version.digest,
+            }
+            for version in self._store.served()
+        }
+        if not desired:
+            return False
+        if _essence(self._server.current()) == _essence(desired):
+            return False
+        self._server.apply(desired)
+        logger.info("serving %s", ", ".join(f"{name} v{v['version']}" for name, v in sorted(desired.items())))
+        return True
+
+
+def _essence(versions: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[Any, Any]]:
+    """What must agree; a server may tell more about what it serves."""
+    return {name: (version.get("version"), version.get("digest")) for name, version in versions.items()}
