@@ -36,6 +36,16 @@ def ask(path: str, body: Mapping[str, Any] | None = None, *, timeout: float = _T
     raise errors.Unreachable(f"{url} answered {answer.status_code}: {reason}")
 
 
+def served() -> dict[str, int]:
+    """The version that is served of each model name."""
+    return {str(model["name"]): int(model["version"]) for model in ask("/v1/models", timeout=5)["models"]}
+
+
+def texts(answer: Any) -> list[str]:
+    """The texts of an answer that holds texts."""
+    return [str(text) for text in answer["texts"]]
+
+
 def _reason(answer: httpx.Response) -> str:
     """What the answer says is wrong."""
     try:

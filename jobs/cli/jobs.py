@@ -209,7 +209,8 @@ def summary(config: Any) -> str:
     return (
         f"{data['source']}, {vocabulary['size']:,} {vocabulary['kind']}, "
         f"objective {config['objective']['kind']}, latent {model['latent']}, "
-        f"{output.several(training['epochs'], 'epoch')}, batch {training['batch_size']}, seed {config['seed']}\n"
+        f"{output.several(training['epochs'], 'epoch')}, batch {training['batch_size']}, "
+        f"seed {config['seed']}\n"
         f"{output.several(resources['ranks'], 'rank')}, each with "
         f"{needs_of(resources['cpus_per_rank'], resources['gpus_per_rank'])}"
     )

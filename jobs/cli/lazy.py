@@ -70,15 +70,21 @@ class Root(LazyGroup):
     """The program: expected errors become one line and an exit code."""
 
     def main(
-        self, args: Sequence[str] | None = None, prog_name: str | None = None, *rest: Any, **extra: Any
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
     ) -> Any:
-        if not extra.pop("standalone_mode", True):
-            return super().main(args, PROGRAM, *rest, standalone_mode=False, **extra)
-        sys.exit(self._run(args, *rest, **extra))
+        # Always called by its own name, also as `python -m jobs`: usage lines and completion depend on it.
+        if not standalone_mode:
+            return super().main(args, PROGRAM, complete_var, standalone_mode=False, **extra)
+        sys.exit(self._run(args, complete_var, extra))
 
-    def _run(self, args: Sequence[str] | None, *rest: Any, **extra: Any) -> int:
+    def _run(self, args: Sequence[str] | None, complete_var: str | None, extra: dict[str, Any]) -> int:
         try:
-            code = super().main(args, PROGRAM, *rest, standalone_mode=False, **extra)
+            code = super().main(args, PROGRAM, complete_var, standalone_mode=False, **extra)
         except click.ClickException as error:
             return errors.report(error)
         except click.Abort:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -25,17 +25,19 @@ _WIDTH = 10
 Bar = Callable[[dict[str, Any] | None], None]
 
 
-def show(job: str, *, check: Callable[[Job], None] | None = None) -> Job:
+def show(job: str, *, check: Callable[[Job, Mapping[str, Any] | None], None] | None = None) -> Job:
     """Show a job until it has ended; returns it as it is then.
 
-    `check` is called with the job at each look, and may raise.
+    `check` is called at each look with the job and its newest live progress, and may raise.
     """
     store = service.store()
     story = _Story()
     look = 0.0
+    newest: Mapping[str, Any] | None = None
     with _bar() as bar:
         for progress in service.live_progress(job):
             if progress is not None:
+                newest = progress
                 bar(progress)
             if time.monotonic() < look:
                 continue
@@ -47,7 +49,7 @@ def show(job: str, *, check: Callable[[Job], None] | None = None) -> Job:
                 story.end(now)
                 return now
             if check is not None:
-                check(now)
+                check(now, newest)
             look = time.monotonic() + _POLL
     raise AssertionError("live progress has no end")
 

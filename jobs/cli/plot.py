@@ -56,9 +56,19 @@ def draw(job: Job, folder: Path) -> tuple[Path, Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     curves, latent = folder / "curves.png", folder / "latent.png"
-    plots.curves([output.plain(report) for report in reports], curves)
+    plots.curves(
+        [output.plain(report) for report in reports], curves, title=f"{job.name}: training of job {job.id}"
+    )
     corpus = prepare(config.data, settings.data, seed=config.seed)
     reviews = corpus.validation.read(np.arange(min(len(corpus.validation), _REVIEWS)))
     predictor = Predictor.load(Artifacts(settings.storage).fetch(best.location, settings.cache))
-    plots.projection(predictor.embed(reviews.texts), reviews.labels, latent)
+    direction, bias = predictor.model.sentiment_direction()
+    plots.projection(
+        predictor.embed(reviews.texts),
+        reviews.labels,
+        latent,
+        direction=direction.cpu().numpy(),
+        bias=float(bias),
+        title=f"{job.name}: validation reviews in the latent space",
+    )
     return curves, latent

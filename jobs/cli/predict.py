@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -31,15 +32,20 @@ def predict(texts: tuple[str, ...], model: str | None, as_json: bool) -> None:
     if as_json:
         output.emit_json(answer)
     else:
-        output.table(
-            ("sentiment", "positive", "text"),
-            [
-                (word(p), f"{p:.1%}", output.shorten(text, 200))
-                for text, p in zip(texts, probabilities(answer), strict=True)
-            ],
-            right=("positive",),
-            wrap="text",
-        )
+        show(texts, answer)
+
+
+def show(texts: Sequence[str], answer: Any) -> None:
+    """Print the answer of /v1/sentiment beside the texts."""
+    output.table(
+        ("sentiment", "positive", "text"),
+        [
+            (word(p), f"{p:.1%}", output.shorten(text, 200))
+            for text, p in zip(texts, probabilities(answer), strict=True)
+        ],
+        right=("positive",),
+        wrap="text",
+    )
 
 
 def probabilities(answer: Any) -> list[float]:

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.cli import errors
@@ -21,12 +22,29 @@ _RETRY = 3.0  # seconds until a Redis that did not answer is asked again
 _PAUSE = 0.5
 
 
+_environment: dict[str, str] | None = None  # None: this process'
+
+
+def environment() -> dict[str, str]:
+    """The environment that the settings are read from, and that the stack's parts are given."""
+    return dict(os.environ) if _environment is None else dict(_environment)
+
+
+def move_to(home: Path) -> None:
+    """From now on, use a service of its own in this home folder, whatever the environment names."""
+    global _environment
+    forget()
+    elsewhere = ("TEXTVAE_DATABASE_URL", "TEXTVAE_REDIS_URL", "TEXTVAE_STORAGE", "RAY_ADDRESS")
+    kept = {name: text for name, text in os.environ.items() if name not in elsewhere}
+    _environment = kept | {"TEXTVAE_HOME": str(home.absolute())}
+
+
 @functools.cache
 def settings() -> Settings:
     """The settings of this process, joined with the addresses of the running stack."""
     from jobs.settings import Settings
 
-    return Settings.from_environment(os.environ).connected()
+    return Settings.from_environment(environment()).connected()
 
 
 @functools.cache
