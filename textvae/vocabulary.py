@@ -94,7 +94,7 @@ def split_words(text: str) -> list[str]:
 
 
 def _split(text: str) -> list[bytes]:
-    # Bytes, because translating them is a table look-up; a filter is one byte, and part of no other character.
+    # Bytes, because translating them is a table look-up; a filter is one byte, part of no other character.
     # split(b" "), not split(): Keras keeps other white space, such as a carriage return, inside words.
     return text.lower().encode("utf-8", "replace").translate(_TO_SPACE).split(b" ")
 

@@ -28,7 +28,6 @@ _LABELS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1} | dict.fro
 # Bytes of a text file that are parsed at a time; no single row may be longer.
 _BLOCK = 8 << 20
 _PARQUET_ROWS = 1024
-_FULL = pa.csv.ConvertOptions
 
 
 class Source:
@@ -185,7 +184,7 @@ def _delimited(delimiter: str) -> Callable[[str, list[str], str | None], _Rows]:
 
 def _csv_header(stream: Any, name: str, delimiter: str) -> list[str] | None:
     """The column names in the first line; None for a file without a byte."""
-    start = stream.read(_BLOCK)
+    start = stream.read(_BLOCK).lstrip(b"\r\n")
     if not start.strip():
         return None
     parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
