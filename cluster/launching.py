@@ -1,12 +1,13 @@
 """Attempts as detached, named Ray actors: start one, ask whether it is alive, stop it.
 
-An attempt must outlive the dispatcher that started it, so it is a detached actor that takes no CPU and works on
-a thread of its own; its name exists for exactly as long as it does. What it achieved is not asked of Ray: the
-function that it runs records that elsewhere. Of Ray Jobs, detached actors and drivers inside the dispatcher only
-this one starts in a blink, survives its submitter and can be asked about without guessing.
+An attempt must outlive the dispatcher that started it, so it is a detached actor that takes no CPU and
+works on a thread of its own; its name exists for as long as it does. What it achieved is not asked
+of Ray: the function that it runs records that elsewhere. Of Ray Jobs, detached actors and drivers inside
+the dispatcher only this one starts in a blink, survives its submitter and can be asked about without
+guessing.
 
-Every call to Ray has a time-out here, and *unreachable is not dead*: when Ray does not answer, the state of an
-attempt is unknown.
+Every call to Ray has a time-out here, and *unreachable is not dead*: when Ray does not answer, the state of
+an attempt is unknown.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ class ClusterError(RuntimeError):
 def connect(address: str, *, token_path: str | Path | None = None, timeout: float = 30.0) -> None:
     """Make this process a driver of the Ray cluster at `address` (host:port); nothing happens if it is one.
 
-    Ray reads its token only from the environment, so this is the one place that puts it there. Ray's output of
-    other processes is not copied here. Raises ClusterError within about `timeout` seconds if Ray does not answer.
+    Ray reads its token only from the environment, so this is the one place that puts it there. Ray's output
+    of other processes is not copied here. Raises ClusterError within about `timeout` seconds if Ray does
+    not answer.
     """
     if ray.is_initialized():
         return
@@ -61,7 +63,11 @@ def connect(address: str, *, token_path: str | Path | None = None, timeout: floa
         timeout,
         f"connecting to Ray at {address}",
         lambda: ray.init(
-            address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True
+            address=address,
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=True,
         ),
     )
 
@@ -72,10 +78,10 @@ def _use_token(path: str | Path) -> None:
         return
     os.environ.update(wanted)
     # Ray read the variables when it was imported; without this it would send no token.
-    from ray._raylet import AuthenticationTokenLoader, Config
+    import ray._raylet as raylet
 
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+    raylet.Config.initialize("")  # type: ignore[attr-defined]
+    raylet.AuthenticationTokenLoader.instance().reset_cache()  # type: ignore[attr-defined]
 
 
 def disconnect() -> None:
@@ -95,10 +101,10 @@ def start(
 ) -> bool:
     """Start `function(arguments)` in a detached actor called `name`; False if that name runs already.
 
-    `function` must be importable by its module and name, `arguments` plain values. It runs on this driver's node
-    unless `here` is False (then on any), with `environment` added to its variables. Returns once the actor answers.
-    Raises ClusterError if it does not within `timeout` seconds; then it may still come up, and starting it again
-    finds it.
+    `function` must be importable by its module and name, `arguments` plain values. It runs on this driver's
+    node unless `here` is False (then on any), with `environment` added to its variables. Returns once the
+    actor answers. Raises ClusterError if it does not within `timeout` seconds; then it may still come up,
+    and starting it again finds it.
     """
     entry = f"{function.__module__}:{function.__qualname__}"
     if "<" in entry or function.__module__ == "__main__":
@@ -112,16 +118,17 @@ def start(
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
         if environment:
             options["runtime_env"] = {"env_vars": dict(environment)}
-        # Made an actor here: a class decorated by ray.remote would travel by value, with copies of this module's
-        # variables, and the inbox that it reads would not be the one that the attempt registers.
-        actor = ray.remote(_Attempt).options(
+        # Made an actor here: a class decorated by ray.remote would travel by value, with copies of this
+        # module's variables, and the inbox that it reads would not be the one that the attempt registers.
+        factory: Any = ray.remote(_Attempt)
+        actor = factory.options(
             name=name,
             namespace=NAMESPACE,
             lifetime="detached",
             get_if_exists=True,
             num_cpus=0,
             max_restarts=0,
-            max_concurrency=16,  # pings and messages of ranks are answered side by side
+            max_concurrency=16,  # messages of ranks and questions of others are answered side by side
             **options,
         ).remote(name, entry, dict(arguments), token)
         try:
@@ -166,7 +173,9 @@ def stop(name: str, *, timeout: float = 30.0) -> None:
     family = _within(timeout, f"stopping {name}", kill)
     while True:
         left = max(deadline - time.monotonic(), 0.1)
-        if name not in names(timeout=left) and not _within(left, f"stopping {name}", lambda: family & _alive()):
+        if name not in names(timeout=left) and not _within(
+            left, f"stopping {name}", lambda: family & _alive()
+        ):
             return
         if time.monotonic() > deadline:
             raise ClusterError(f"{name} was told to die {timeout:.0f} s ago and is not gone")
@@ -174,7 +183,7 @@ def stop(name: str, *, timeout: float = 30.0) -> None:
 
 
 def inbox(handler: Handler | None) -> None:
-    """Inside an attempt: have `handler` answer the messages of its ranks, one at a time; None takes it away."""
+    """Inside an attempt: `handler` answers the messages of its ranks, one at a time; None takes it away."""
     global _handler
     with _inbox:
         _handler = handler
@@ -254,7 +263,9 @@ def _actors() -> list[dict[str, Any]]:
 def _family(actor: str) -> set[str]:
     """The actor of this hex id and all that it owns, directly or through others: its ranks."""
     everyone = _actors()
-    process = {a["ActorID"]: (a["Address"]["NodeID"], a["Address"]["Port"]) for a in everyone if a["Address"]["Port"]}
+    process = {
+        a["ActorID"]: (a["Address"]["NodeID"], a["Address"]["Port"]) for a in everyone if a["Address"]["Port"]
+    }
     family = {actor}
     while True:
         processes = {process[member] for member in family if member in process}
@@ -268,8 +279,8 @@ def _family(actor: str) -> set[str]:
 def _within(seconds: float, what: str, call: Callable[[], Value]) -> Value:
     """The call's value; ClusterError if Ray raises, or has not answered within `seconds`.
 
-    Ray's calls wait for as long as the head is away and few take a time-out. They run on a thread that is left
-    behind if it is stuck; until it comes back, the same question is not asked again.
+    Ray's calls wait for as long as the head is away and few take a time-out. They run on a thread that is
+    left behind if it is stuck; until it comes back, the same question is not asked again.
     """
     if (stuck := _stuck.get(what)) is not None:
         stuck.join(seconds)
@@ -282,7 +293,7 @@ def _within(seconds: float, what: str, call: Callable[[], Value]) -> Value:
     def work() -> None:
         try:
             answer.append(call())
-        except BaseException as error:  # handed to the caller below
+        except BaseException as error:  # noqa: BLE001 - handed to the caller below
             failure.append(error)
 
     thread = threading.Thread(target=work, name=what, daemon=True)

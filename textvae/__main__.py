@@ -1,4 +1,4 @@
-"""`python -m textvae CONFIG`: train one rank without the service, from the same config to the same weights."""
+"""`python -m textvae CONFIG`: one rank without the service, from the same config to the same weights."""
 
 from __future__ import annotations
 
@@ -43,16 +43,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m textvae", description=__doc__)
-    parser.add_argument("config", metavar="CONFIG", help="a YAML config; sections of the service may be in it")
     parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], help="change a key, such as training.epochs=3"
+        "config", metavar="CONFIG", help="a YAML config; sections of the service may be in it"
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where checkpoints go (trained/<config's name>)")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="where prepared reviews are kept (~/.textvae/data)")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint in the output")
-    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda or cuda:1; the first GPU if there is one")
     parser.add_argument(
-        "--threads", type=int, metavar="N", help="CPU threads (resources.cpus_per_rank); they decide the last bits"
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="change a key, such as training.epochs=3",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="where checkpoints go (trained/<config's name>)"
+    )
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="where prepared reviews are kept (~/.textvae/data)"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the newest whole checkpoint in the output"
+    )
+    parser.add_argument(
+        "--device", metavar="DEVICE", help="cpu, cuda or cuda:1; the first GPU if there is one"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="CPU threads (resources.cpus_per_rank); they decide the last bits",
     )
     return parser
 
@@ -169,8 +186,8 @@ class _Console:
                 file.write(json.dumps(asdict(report)) + "\n")
             _end_line()
             print(
-                f"epoch {report.epoch}/{self.epochs}  {report.seconds:.1f} s  {report.tokens_per_second:,.0f} tokens/s"
-                f"  training: {_metrics(report.train)}  validation: {_metrics(report.validation)}",
+                f"epoch {report.epoch}/{self.epochs}  {report.seconds:.1f} s  "
+                f"{report.tokens_per_second:,.0f} tokens/s  training: {_metrics(report.train)}  validation: {_metrics(report.validation)}",
                 flush=True,
             )
         saved = checkpoint.saved_in(self.output)
@@ -178,6 +195,9 @@ class _Console:
         for each in saved:
             if each.name not in keep:
                 shutil.rmtree(self.output / each.name)
+
+    def epoch(self, report: Any) -> None:
+        pass  # said with its checkpoint
 
 
 def _metrics(metrics: Mapping[str, float]) -> str:
@@ -203,7 +223,11 @@ class _Signals:
         if self.hooks.stopping:
             raise KeyboardInterrupt
         self.hooks.stopping = True
-        print("stopping after this step, with a checkpoint; once more to stop at once", file=sys.stderr, flush=True)
+        print(
+            "stopping after this step, with a checkpoint; once more to stop at once",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

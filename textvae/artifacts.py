@@ -1,8 +1,8 @@
 """The artifact store: checkpoints by name, in a folder or behind an s3:// or gs:// URI.
 
-A name such as `jobs/ab12cd34/attempt-1/epoch-03` holds one checkpoint folder (textvae.checkpoint). It is there
-whole or not at all: a local folder is renamed into place, and in an object store, which cannot rename, the
-manifest is written last and deleted first, and what has no manifest does not exist.
+A name such as `jobs/ab12cd34/attempt-1/epoch-03` holds one checkpoint folder (textvae.checkpoint). It is
+there whole or not at all: a local folder is renamed into place, and in an object store, which cannot
+rename, the manifest is written last and deleted first, and what has no manifest does not exist.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class Artifacts:
             self._filesystem, self._base = _connect(self.root)
 
     def put(self, folder: Path, name: str) -> None:
-        """Copy the checkpoint at `folder` in under `name`; every byte is checked against its manifest on the way.
+        """Copy the checkpoint at `folder` in under `name`; every byte is checked against its manifest on
+        the way.
 
         Putting the same checkpoint again changes nothing. Raises ArtifactError if another one has that name,
         CheckpointError if `folder` is not whole.
@@ -58,14 +59,17 @@ class Artifacts:
         if present is not None:
             if present == manifest:
                 return
-            raise ArtifactError(f"{self.location(name)}: another checkpoint has this name already; it stays as it is")
+            raise ArtifactError(
+                f"{self.location(name)}: another checkpoint has this name already; it stays as it is"
+            )
         if self.local is not None:
             self._put_local(folder, name, files)
         else:
             self._put_remote(folder, name, files)
 
     def fetch(self, name: str, cache: Path) -> Path:
-        """A local folder that holds the checkpoint `name`: itself in a local store, else a copy under `cache`.
+        """A local folder that holds the checkpoint `name`: itself in a local store, else a copy under
+        `cache`.
 
         Raises ArtifactError if it is not there, CheckpointError if it is not whole.
         """
@@ -107,7 +111,7 @@ class Artifacts:
         return self._manifest(name) is not None
 
     def delete(self, name: str) -> None:
-        """Remove the checkpoint `name`, and what a dead process left of it; nothing happens if there is none."""
+        """Remove the checkpoint `name`, or what a dead process left of it; nothing happens without one."""
         _check(name)
         if self.local is not None:
             folder = self.local / name
@@ -176,10 +180,15 @@ class Artifacts:
         # Object stores ignore this; a mounted or in-memory file system needs it.
         self._filesystem.create_dir(self._path(name), recursive=True)
         for file, expected in files.items():
-            with _open(folder / file) as source, self._filesystem.open_output_stream(self._path(name, file)) as target:
+            with (
+                _open(folder / file) as source,
+                self._filesystem.open_output_stream(self._path(name, file)) as target,
+            ):
                 found = _copy(source, target)
             if found != expected:
-                raise CheckpointError(f"{folder / file}: its SHA-256 is {found}, the manifest says {expected}")
+                raise CheckpointError(
+                    f"{folder / file}: its SHA-256 is {found}, the manifest says {expected}"
+                )
         with self._filesystem.open_output_stream(self._path(name, MANIFEST)) as target:
             target.write((folder / MANIFEST).read_bytes())
 
@@ -194,9 +203,9 @@ class Artifacts:
 
         selector = fs.FileSelector(self._path(prefix), recursive=True, allow_not_found=True)
         for info in self._filesystem.get_file_info(selector):
-            path = PurePosixPath(info.path)
-            if info.type == fs.FileType.File and path.name == MANIFEST:
-                yield path.parent.relative_to(self._base or ".").as_posix()
+            found = PurePosixPath(info.path)
+            if info.type == fs.FileType.File and found.name == MANIFEST:
+                yield found.parent.relative_to(self._base or ".").as_posix()
 
 
 def fetch(location: str, cache: Path) -> Path:
@@ -221,7 +230,9 @@ def _connect(uri: str) -> tuple[Any, str]:
 def _check(name: str) -> None:
     parts = name.split("/")
     if not name or any(not part or part.startswith(".") or "\\" in part for part in parts):
-        raise ArtifactError(f"{name!r} is not an artifact's name: parts joined by '/', none empty or beginning with '.'")
+        raise ArtifactError(
+            f"{name!r} is not an artifact's name: parts joined by '/', none empty or beginning with '.'"
+        )
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -245,4 +256,6 @@ def _copy_to_disk(source: Any, target: Path, expected: str, origin: str) -> None
         found = _copy(source, file)
     sync(target)
     if found != expected:
-        raise CheckpointError(f"{origin}: its SHA-256 is {found}, the manifest says {expected}: torn or changed")
+        raise CheckpointError(
+            f"{origin}: its SHA-256 is {found}, the manifest says {expected}: torn or changed"
+        )

@@ -74,7 +74,9 @@ class Saved:
 
     name: str
     step: int
-    metrics: Mapping[str, float | None] = field(default_factory=dict)  # of the validation reviews, if evaluated
+    metrics: Mapping[str, float | None] = field(
+        default_factory=dict
+    )  # of the validation reviews, if evaluated
 
 
 def to_keep(
@@ -127,7 +129,12 @@ def save(
     metrics. Raises OSError if the disk refuses (full, read-only); nothing half-written stays behind.
     """
     tensors, settings = _flatten(optimizer.state_dict())
-    state = {"position": asdict(position), "metrics": dict(metrics), "optimizer": settings, "sums": dict(sums or {})}
+    state = {
+        "position": asdict(position),
+        "metrics": dict(metrics),
+        "optimizer": settings,
+        "sums": dict(sums or {}),
+    }
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
@@ -179,11 +186,12 @@ def load(folder: Path | str, *, digest: str | None = None, optimizer: bool = Tru
 
 
 def verify(folder: Path, *, digest: str | None = None) -> str:
-    """Check every file of the checkpoint against its manifest, and that against `digest`; returns the digest."""
+    """Check every file against the manifest, and that against `digest`; returns the digest."""
     found = _hash_or_raise(folder / MANIFEST)
     if digest is not None and found != digest:
         raise CheckpointError(
-            f"{folder / MANIFEST}: its SHA-256 is {found}, the record says {digest}: not the checkpoint that was recorded"
+            f"{folder / MANIFEST}: its SHA-256 is {found}, the record says {digest}: "
+            "not the checkpoint that was recorded"
         )
     for name, expected in read_manifest(folder / MANIFEST).items():
         actual = _hash_or_raise(folder / name)
@@ -203,7 +211,7 @@ def read_manifest(path: Path) -> dict[str, str]:
 
 
 def parse_manifest(content: bytes, origin: str) -> dict[str, str]:
-    """The SHA-256 of each file that a manifest's bytes name; CheckpointError, naming `origin`, if it is not one."""
+    """The SHA-256 of each file that a manifest names; CheckpointError, naming `origin`, if it is none."""
     try:
         manifest = json.loads(content)
         version, files = manifest["format"], dict(manifest["files"])

@@ -231,7 +231,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def apply_override(mapping: dict[str, Any], override: str) -> None:
-    """Set `training.epochs=3`, say, in a config's mapping; the value is YAML. ConfigError if it says no such thing."""
+    """Set a key of a config's mapping, as `training.epochs=3` says; the value is YAML. Or ConfigError."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError([f"--set {override!r}: must be KEY=VALUE, such as training.epochs=3"], "--set")

@@ -1,8 +1,10 @@
-"""The training loop. Rank and world size are arguments; torch.distributed is used where there is more than one rank.
+"""The training loop. Rank and world size are arguments; torch.distributed is used where there is more than
+one rank.
 
 Everything random in step s on rank r is drawn from a seed made of (config.seed, r, s), and the order of the
-reviews depends on nothing but seed, epoch and world size. So a checkpoint needs to remember no random state, and
-training that was stopped anywhere and resumed ends with the weights of training that was not, bit for bit on CPU.
+reviews depends on nothing but seed, epoch and world size. So a checkpoint needs to remember no random
+state, and training that was stopped anywhere and resumed ends with the weights of training that was not,
+bit for bit on CPU.
 """
 
 from __future__ import annotations
@@ -76,7 +78,7 @@ class Outcome:
 
 
 class Hooks(Protocol):
-    """What the caller of `run` hears and says; all of it on rank 0 only. What a hook raises ends training."""
+    """What the caller of `run` hears and says, on rank 0 but for `epoch`. What one raises ends training."""
 
     def progress(self, progress: Progress) -> None:
         """Training moved on."""
@@ -85,7 +87,10 @@ class Hooks(Protocol):
         """Whether to stop now; asked after every step. All ranks then stop at the same step."""
 
     def checkpoint(self, folder: Path, digest: str, position: Position, report: Report | None) -> None:
-        """A checkpoint was written to `folder`, which is the caller's from now on; no report came of a stop."""
+        """A checkpoint was written to `folder`, the caller's from now on; after a stop there is no report."""
+
+    def epoch(self, report: Report) -> None:
+        """An epoch is over and its checkpoint written. Called on every rank, with the same metrics."""
 
 
 def run(
@@ -104,13 +109,13 @@ def run(
 ) -> Outcome:
     """Train as `config` says, on this rank of `world_size`.
 
-    With more than one rank the caller has initialised torch.distributed (or gives a `group`) and calls this on
-    every rank. Checkpoints are written below `scratch` by rank 0: `epoch-01` after each epoch, `step-000123` on a
-    stop. `resume` is a checkpoint to go on from (of `digest`, if given). The caller decides on the number of
-    threads; PyTorch's global random state is left as it was found.
+    With more than one rank the caller has initialised torch.distributed (or gives a `group`) and calls this
+    on every rank. Checkpoints are written below `scratch` by rank 0: `epoch-01` after each epoch,
+    `step-000123` on a stop. `resume` is a checkpoint to go on from (of `digest`, if given). The caller
+    decides on the number of threads; PyTorch's global random state is left as it was found.
 
-    Resuming in the middle of an epoch with another number of ranks than it began with works, but reads some of
-    that epoch's reviews twice and others not at all.
+    Resuming in the middle of an epoch with another number of ranks than it began with works, but reads some
+    of that epoch's reviews twice and others not at all.
 
     Raises TrainingError when the loss or the weights are not finite, or `resume` is of another config;
     SourceError for bad data; CheckpointError for a checkpoint that is not whole.
@@ -125,7 +130,9 @@ def run(
 class Ranks:
     """What the ranks of one training tell one another; with one rank, nothing is sent."""
 
-    def __init__(self, rank: int, world_size: int, device: torch.device, group: dist.ProcessGroup | None = None):
+    def __init__(
+        self, rank: int, world_size: int, device: torch.device, group: dist.ProcessGroup | None = None
+    ):
         self.rank = rank
         self.world_size = world_size
         self.device = device
@@ -223,7 +230,7 @@ class _Loop:
         if ranks.rank == 0:
             count = sum(p.numel() for p in self.model.parameters())
             logger.info(
-                "%d training and %d validation reviews, %d token ids, %d parameters, %d rank(s) on %s, from step %d",
+                "%d training and %d validation reviews, %d token ids, %d parameters, %d rank(s) on %s, step %d",
                 len(corpus.train), len(corpus.validation), self.vocabulary.size, count,
                 ranks.world_size, ranks.device, self.position.step,
             )  # fmt: skip
@@ -252,7 +259,7 @@ class _Loop:
 
     def _epoch(self) -> Report | None:
         """Train what is left of the epoch, validate, write the checkpoint; None if it was stopped before."""
-        epoch, first, steps = self.position.epoch, self.position.batch, len(self.train_batches)
+        epoch, first = self.position.epoch, self.position.batch
         meter = Meter(self.config, self.ranks.device)
         tokens, seconds = 0, 0.0  # of this rank, of the whole epoch so far
         if self.sums:
@@ -281,7 +288,9 @@ class _Loop:
         validation = validate(self.config, self.model, self.validation_batches, self.ranks)
         for kind, metrics in (("training", train), ("validation", validation)):
             if not math.isfinite(metrics["loss"]):
-                raise TrainingError(f"{_where(epoch, self.position.step)}: the {kind} loss is {metrics['loss']}")
+                raise TrainingError(
+                    f"{_where(epoch, self.position.step)}: the {kind} loss is {metrics['loss']}"
+                )
         self.position = Position(epoch + 1, self.position.step, 0)
         report = Report(
             epoch=epoch + 1,
@@ -292,9 +301,9 @@ class _Loop:
             validation=validation,
         )
         width = max(2, len(str(self.epochs)))
-        metrics = {"train": _plain(train), "validation": _plain(validation)}
-        self._save(f"epoch-{report.epoch:0{width}d}", metrics, {}, report)
-        logger.debug("epoch %d of %d steps took %.1f s", report.epoch, steps, report.seconds)
+        strict = {"train": _plain(train), "validation": _plain(validation)}
+        self._save(f"epoch-{report.epoch:0{width}d}", strict, {}, report)
+        self.hooks.epoch(report)
         return report
 
     def _step(self, batch: Batch, meter: Meter) -> Tensor:
@@ -303,10 +312,12 @@ class _Loop:
         torch.manual_seed(key_of(self.config.seed, "step", self.ranks.rank, number))
         passed = self.position.epoch + self.position.batch / len(self.train_batches)
         with _autocast(self.config, self.ranks.device):
-            losses = self.forward(batch.to(self.ranks.device), kl_weight=objective.kl_weight(self.config, passed))
+            losses = self.forward(
+                batch.to(self.ranks.device), kl_weight=objective.kl_weight(self.config, passed)
+            )
         self.optimizer.zero_grad(set_to_none=True)
-        # DDP averages gradients over ranks. So this gives the gradient of the mean over all reviews of the step,
-        # even when the ranks have unequal numbers of them.
+        # DDP averages gradients over ranks. So this gives the gradient of the mean over all reviews of the
+        # step, even when the ranks have unequal numbers of them.
         (losses.loss * (self.ranks.world_size / batch.total)).backward()
         if self.config.training.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.training.clip_norm)
@@ -327,12 +338,14 @@ class _Loop:
 
     def _save(self, name: str, metrics: dict[str, Any], sums: dict[str, Any], report: Report | None) -> None:
         if sums and not math.isfinite(sums["meter"]["sums"][0]):
-            raise TrainingError(f"{_where(self.position.epoch, self.position.step)}: the training loss is not finite")
+            raise TrainingError(
+                f"{_where(self.position.epoch, self.position.step)}: the training loss is not finite"
+            )
         for parameter_name, parameter in self.model.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
                 raise TrainingError(
-                    f"{_where(self.position.epoch, self.position.step)}: the weights {parameter_name} are not finite; "
-                    "no checkpoint is written of them"
+                    f"{_where(self.position.epoch, self.position.step)}: "
+                    f"the weights {parameter_name} are not finite; no checkpoint is written of them"
                 )
         if self.ranks.rank != 0:
             return
@@ -390,11 +403,13 @@ def _saved(config: Config, resume: Path | None, digest: str | None) -> Checkpoin
     if resume is None:
         return None
     saved = checkpoint.load(resume, digest=digest)
-    differing = [name for name in Config.model_fields if _settled(saved.config, name) != _settled(config, name)]
+    differing = [
+        name for name in Config.model_fields if _settled(saved.config, name) != _settled(config, name)
+    ]
     if differing:
         raise TrainingError(
-            f"{resume}: is of another config: {', '.join(differing)} differ(s). Only training.epochs, training.keep_last "
-            "and data.folder may change when training is resumed"
+            f"{resume}: is of another config: {', '.join(differing)} differ(s). Only training.epochs, "
+            "training.keep_last and data.folder may change when training is resumed"
         )
     return saved
 

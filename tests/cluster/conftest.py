@@ -123,3 +123,47 @@ def local_ray() -> Iterator[LocalRay]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def write_reviews(path: Path, count: int = 160) -> Path:
+    """Reviews that show their label, drawn by a fixed seed, as a Parquet file."""
+    import random
+
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    draw = random.Random(0)
+    words = ("bad awful poor dull boring".split(), "good great lovely fine brilliant".split())
+    neutral = "the a film plot actor scene it was and very of".split()
+    labels = [number % 2 for number in range(count)]
+    texts = [
+        " ".join(draw.choice(words[label] if draw.random() < 0.3 else neutral) for _ in range(draw.randint(3, 20)))
+        for label in labels
+    ]
+    parquet.write_table(pa.table({"text": texts, "label": labels}), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """A config that trains in a second: six epochs of eight steps, with dropout of units and words."""
+    from textvae.config import Config, parse
+
+    reviews = write_reviews(tmp_path_factory.mktemp("reviews") / "reviews.parquet")
+    return parse(
+        Config,
+        {
+            "seed": 7,
+            "data": {"source": "files", "train": [str(reviews)]},
+            "vocabulary": {"kind": "words", "size": 40, "max_length": 16},
+            "model": {
+                "embedding": 8,
+                "encoder_hidden": 8,
+                "latent": 4,
+                "decoder_hidden": 8,
+                "dropout": 0.2,
+            },
+            "objective": {"kind": "elbo", "word_dropout": 0.3},
+            "training": {"epochs": 3, "batch_size": 20, "clip_norm": 1.0},
+        },
+    ).model_dump(mode="json")

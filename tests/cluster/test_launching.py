@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import pytest
 from cluster import launching
 
 # What the attempts of these tests do. They tell of themselves through files.
-WORK = '''
+WORK = """
 import json, os, time
 from pathlib import Path
 from cluster import launching
@@ -57,7 +56,7 @@ def with_an_inbox(arguments):
     launching.inbox(answer)
     tell(arguments["folder"])
     time.sleep(600)
-'''
+"""
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
@@ -113,7 +112,9 @@ def test_an_attempt_that_raises_leaves_too(local_ray, work, tmp_path):
 
 @pytest.mark.ray
 def test_stop_ends_the_attempt_and_its_ranks(local_ray, work, tmp_path):
-    launching.start("job-3", work.with_a_rank, {"folder": str(tmp_path)}, environment={"PYTHONPATH": str(tmp_path)})
+    launching.start(
+        "job-3", work.with_a_rank, {"folder": str(tmp_path)}, environment={"PYTHONPATH": str(tmp_path)}
+    )
     mine = told(tmp_path, "job-3")
     assert psutil.pid_exists(mine["rank"])
     launching.stop("job-3")
@@ -126,7 +127,9 @@ def test_stop_ends_the_attempt_and_its_ranks(local_ray, work, tmp_path):
 def test_ranks_get_the_reply_of_the_inbox_or_its_error(local_ray, work, tmp_path):
     import ray
 
-    launching.start("job-4", work.with_an_inbox, {"folder": str(tmp_path)}, environment={"PYTHONPATH": str(tmp_path)})
+    launching.start(
+        "job-4", work.with_an_inbox, {"folder": str(tmp_path)}, environment={"PYTHONPATH": str(tmp_path)}
+    )
     told(tmp_path, "job-4")
     attempt = ray.get_actor("job-4", namespace=launching.NAMESPACE)
     assert ray.get(attempt.deliver.remote({"n": 1})) == {"stop": False}

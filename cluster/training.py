@@ -1,0 +1,378 @@
+"""An attempt's training: textvae.train on every rank of a TorchTrainer.
+
+`fit` runs inside an attempt (cluster.launching). Ranks talk to it through the attempt's inbox and not
+through Ray Train, whose reports wait for the controller's next look: progress is sent and forgotten, a
+checkpoint is put into the artifact store by rank 0 and training goes on once its message has been answered.
+Ray Train is told the metrics of each epoch as well, for its tab of the dashboard. Nothing is retried here:
+that is the service's to decide.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+
+from cluster import launching
+from textvae.artifacts import ArtifactError, Artifacts
+from textvae.checkpoint import CheckpointError, Position
+from textvae.config import Config, ConfigError, parse
+from textvae.sources import SourceError
+from textvae.train import Progress, Report, TrainingError, run
+
+# Set in the attempt's process, from where Ray Train hands them on.
+_RAY_TRAIN = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # by default a dead rank and the end are noticed 2 s late
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's Train tab
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a config's relative paths stay what they were
+}
+# What another attempt would run into again: these come of the config or the data, not of the cluster.
+_PERMANENT = (TrainingError, SourceError, ConfigError)
+_ANSWER_SECONDS = 600  # until the attempt must have recorded a checkpoint
+_FAREWELL_SECONDS = 10
+
+OnMessage = Callable[[dict[str, Any]], dict[str, Any]]
+
+logger = logging.getLogger(__name__)
+
+
+class RankError(TrainingError):
+    """A rank failed and took the others along. `permanent` says that trying again would fail alike."""
+
+    def __init__(self, message: str, *, permanent: bool = False):
+        super().__init__(message)
+        self.permanent = permanent
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How an attempt's training ended, and where."""
+
+    status: Literal["finished", "stopped"]
+    position: Position
+
+
+def fit(
+    config: dict[str, Any],
+    *,
+    ranks: int,
+    cpus_per_rank: float,
+    gpus_per_rank: float,
+    data_folder: Path | str,
+    storage: str,
+    prefix: str,
+    resume: tuple[str, str] | None,
+    ray_storage: Path | str,
+    name: str,
+    on_message: OnMessage,
+    start_timeout: float = 300.0,
+) -> FitResult:
+    """Train the textvae.config.Config that `config` dumps to, on `ranks` processes; blocks until it ended.
+
+    Each rank prepares its data in `data_folder` of its node. Checkpoints become artifacts of `storage`
+    named `<prefix>/epoch-01` and so on; `resume` is the name and digest of the one to go on from.
+    `ray_storage` and `name` are where Ray Train keeps its own notes.
+
+    `on_message` is called, one message at a time, with
+
+        {"kind": "progress", and the fields of textvae.train.Progress}
+        {"kind": "checkpoint", "name", "digest", "position": {...}, "report": {...} or None}
+        {"kind": "log", "text"}
+
+    and answers {"stop": bool}; a stop ends training with a checkpoint of the step it is at. If it raises,
+    training ends and `fit` raises the same. Raises RankError, which names the rank and its error, when a
+    rank fails or the ranks have not started within `start_timeout` seconds.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    parse(Config, config)  # a wrong config fails here, before any rank starts
+    os.environ.update(_RAY_TRAIN, RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S=str(start_timeout))
+    desk = _Desk(on_message)
+    trainer = TorchTrainer(
+        _rank,
+        train_loop_config={
+            "attempt": launching.own_name(),
+            "config": config,
+            "data_folder": str(data_folder),
+            "storage": storage,
+            "prefix": prefix,
+            "resume": resume,
+            "threads": max(1, int(cpus_per_rank)),
+            "gpus": gpus_per_rank > 0,
+        },
+        # gloo brings the ranks together everywhere; those that have GPUs then agree on nccl.
+        torch_config=TorchConfig(backend="gloo", timeout_s=7200),
+        scaling_config=ScalingConfig(
+            num_workers=ranks,
+            use_gpu=gpus_per_rank > 0,
+            resources_per_worker={"CPU": cpus_per_rank} | ({"GPU": gpus_per_rank} if gpus_per_rank else {}),
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(ray_storage),
+            failure_config=FailureConfig(  # type: ignore[call-arg]
+                max_failures=0, controller_failure_limit=0, max_preemption_failures=0
+            ),
+        ),
+    )
+    launching.inbox(desk.take)
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise desk.reason(error) from None
+    finally:
+        launching.inbox(None)
+    if desk.result is None:
+        raise RankError("the ranks ended without saying how")
+    return desk.result
+
+
+class _Desk:
+    """Takes the ranks' messages: hands the service's on, keeps how training ended to itself."""
+
+    def __init__(self, on_message: OnMessage):
+        self.on_message = on_message
+        self.result: FitResult | None = None
+        self.refusal: BaseException | None = None
+        self.failures: list[dict[str, Any]] = []
+
+    def take(self, message: dict[str, Any]) -> dict[str, Any]:
+        if message["kind"] == "end":
+            self.result = FitResult(message["status"], Position(**message["position"]))
+            return {}
+        if message["kind"] == "failure":
+            self.failures.append(message)
+            return {}
+        if self.refusal is not None:
+            raise self.refusal
+        try:
+            return self.on_message(message)
+        except Exception as error:
+            self.refusal = error  # fit raises it when the ranks have gone
+            raise
+
+    def reason(self, error: Any) -> BaseException:
+        """Why training failed: what the inbox refused, else the first rank's own error, else how one died."""
+        if self.refusal is not None:
+            return self.refusal
+        # When a rank fails, the others fail at their next exchange with it. That is not the reason.
+        primary = [failure for failure in self.failures if not failure["secondary"]]
+        if primary:
+            first = primary[0]
+            with contextlib.suppress(Exception):  # a log line must not hide the reason
+                self.on_message(
+                    {"kind": "log", "text": f"rank {first['rank']} failed:\n{first['traceback']}"}
+                )
+            return RankError(f"rank {first['rank']}: {first['error']}", permanent=first["permanent"])
+        died = {
+            rank: failure
+            for rank, failure in sorted(getattr(error, "worker_failures", {}).items())
+            if isinstance(_root(failure), ray.exceptions.RayError)
+            and not isinstance(failure, ray.exceptions.RayTaskError)
+        }
+        if died:
+            return RankError(
+                "; ".join(f"rank {rank} died: {_line(_root(failure))}" for rank, failure in died.items())
+            )
+        if self.failures:
+            return RankError(f"rank {self.failures[0]['rank']}: {self.failures[0]['error']}")
+        return RankError(_line(_root(error)))
+
+
+def _root(error: BaseException) -> BaseException:
+    for name in ("controller_failure", "health_check_failure", "cause"):
+        inner = getattr(error, name, None)
+        if isinstance(inner, BaseException):
+            return _root(inner)
+    return error
+
+
+def _line(error: BaseException) -> str:
+    """The error's class and the first lines of what it says, as one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:2])}" if lines else type(error).__name__
+
+
+def _rank(arguments: dict[str, Any]) -> None:
+    """What every rank runs, in a process of its own."""
+    import torch
+
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    attempt = ray.get_actor(arguments["attempt"], namespace=launching.NAMESPACE)
+    torch.set_num_threads(arguments["threads"])
+    scratch = Path(tempfile.mkdtemp(prefix="textvae-"))
+    try:
+        with _logging_to(attempt, rank):
+            config = parse(Config, arguments["config"])
+            store = Artifacts(arguments["storage"])
+            device, group = _device(arguments["gpus"], world_size)
+            resume: Path | None = None
+            digest: str | None = None
+            if arguments["resume"] is not None:
+                resumed, digest = arguments["resume"]
+                resume = store.fetch(resumed, scratch / "fetched")
+                logger.info("resuming from %s", resumed)
+            outcome = run(
+                config,
+                data_folder=Path(arguments["data_folder"]),
+                scratch=scratch,
+                hooks=_Messages(attempt, store, arguments["prefix"]),
+                rank=rank,
+                world_size=world_size,
+                device=device,
+                resume=resume,
+                digest=digest,
+                group=group,
+            )
+        if rank == 0:
+            status = "finished" if outcome.finished else "stopped"
+            message = {"kind": "end", "status": status, "position": asdict(outcome.position)}
+            ray.get(attempt.deliver.remote(message), timeout=_ANSWER_SECONDS)
+    except Exception as error:
+        _say_goodbye(attempt, rank, error)
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _device(wanted: bool, world_size: int) -> tuple[Any, Any]:
+    """This rank's device, and the group for exchanges between GPUs (None: the gloo group that there is).
+
+    Asked of the ranks themselves, as the node of the attempt may have no GPU, nor a PyTorch that knows them.
+    """
+    import torch
+    import torch.distributed as dist
+
+    usable = wanted and torch.cuda.is_available()
+    if world_size > 1:
+        on_all = torch.tensor(int(usable), dtype=torch.int32)
+        dist.all_reduce(on_all, dist.ReduceOp.MIN)
+        usable = bool(on_all.item())
+    if not usable:
+        if wanted:
+            logger.warning(
+                "a GPU was asked for, but PyTorch %s can use none here: training on CPU", torch.__version__
+            )
+        return torch.device("cpu"), None
+    device = ray.train.torch.get_device()
+    return device, dist.new_group(backend="nccl") if world_size > 1 else None
+
+
+def _say_goodbye(attempt: Any, rank: int, error: BaseException) -> None:
+    """Tell the attempt why this rank fails."""
+    if isinstance(error, ray.exceptions.RayTaskError):
+        error = getattr(error, "cause", error)
+    text = str(error)
+    message = {
+        "kind": "failure",
+        "rank": rank,
+        "error": f"{type(error).__name__}: {text}",
+        "traceback": "".join(traceback.format_exception(error)).rstrip(),
+        "permanent": isinstance(error, _PERMANENT) and not isinstance(error, CheckpointError | ArtifactError),
+        "secondary": type(error).__name__ in ("DistBackendError", "DistNetworkError")
+        or "Connection closed by peer" in text
+        or "Connection reset by peer" in text
+        or "gloo" in text,
+    }
+    with contextlib.suppress(ray.exceptions.RayError):  # the attempt is gone, nobody is there to be told
+        ray.get(attempt.deliver.remote(message), timeout=_FAREWELL_SECONDS)
+
+
+class _Messages:
+    """textvae.train.Hooks that send messages to the attempt."""
+
+    def __init__(self, attempt: Any, store: Artifacts, prefix: str):
+        self.attempt = attempt
+        self.store = store
+        self.prefix = prefix
+        self.stopping = False
+        self.pending: Future[dict[str, Any]] | None = None  # the progress message under way
+
+    def progress(self, progress: Progress) -> None:
+        self._collect()
+        if self.pending is None:  # the attempt is busy otherwise; the next one will say more
+            self.pending = self.attempt.deliver.remote({"kind": "progress", **asdict(progress)}).future()
+
+    def stop(self) -> bool:
+        self._collect()
+        return self.stopping
+
+    def checkpoint(self, folder: Path, digest: str, position: Position, report: Report | None) -> None:
+        name = f"{self.prefix}/{folder.name}"
+        self.store.put(folder, name)
+        shutil.rmtree(folder)
+        message = {
+            "kind": "checkpoint",
+            "name": name,
+            "digest": digest,
+            "position": asdict(position),
+            "report": asdict(report) if report else None,
+        }
+        answer = ray.get(self.attempt.deliver.remote(message), timeout=_ANSWER_SECONDS)
+        self.stopping = self.stopping or bool(answer.get("stop"))
+
+    def epoch(self, report: Report) -> None:
+        ray.train.report(
+            {f"validation_{name}": value for name, value in report.validation.items()}
+            | {f"train_{name}": value for name, value in report.train.items()}
+            | {"epoch": report.epoch, "step": report.step}
+        )
+
+    def _collect(self) -> None:
+        """Take the answer to the last progress message, if it has come; raises what the attempt raised."""
+        if self.pending is not None and self.pending.done():
+            pending, self.pending = self.pending, None
+            self.stopping = self.stopping or bool(pending.result().get("stop"))
+
+
+class _LogMessages(logging.Handler):
+    """Sends log lines to the attempt, whose log they belong to; nobody waits for them."""
+
+    def __init__(self, attempt: Any, rank: int):
+        super().__init__(logging.INFO)
+        self.attempt = attempt
+        self.setFormatter(logging.Formatter(f"rank {rank}: %(message)s"))
+        self._sending = threading.local()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if getattr(self._sending, "now", False):
+            return  # sending one logged something itself
+        self._sending.now = True
+        try:
+            self.attempt.deliver.remote({"kind": "log", "text": self.format(record)})
+        except Exception:  # noqa: BLE001 - logging reports its own failures, and never raises
+            self.handleError(record)
+        finally:
+            self._sending.now = False
+
+
+@contextlib.contextmanager
+def _logging_to(attempt: Any, rank: int) -> Iterator[None]:
+    """While it lasts, our log lines and Python's warnings go to the attempt."""
+    handler = _LogMessages(attempt, rank)
+    loggers = [logging.getLogger(name) for name in ("textvae", "cluster", "py.warnings")]
+    levels = [each.level for each in loggers]
+    logging.captureWarnings(True)
+    for each in loggers:
+        each.addHandler(handler)
+        each.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        for each, level in zip(loggers, levels, strict=True):
+            each.removeHandler(handler)
+            each.setLevel(level)
