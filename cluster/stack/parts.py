@@ -136,7 +136,7 @@ def ray_temporary(paths: Paths) -> Path:
         folder = Path(tempfile.gettempdir()) / f"textvae-{os.getuid()}-{key}"
     if len(os.fsencode(folder)) > _LONGEST_TEMPORARY:
         raise StackError(
-            f"ray: {folder} is too long a path for Ray's sockets; set TMPDIR to a folder of at most 20 letters"
+            f"ray: {folder} is too long for Ray's sockets; set TMPDIR to a folder of at most 20 characters"
         )
     folder.mkdir(mode=0o700, exist_ok=True)
     # The shared temporary folder lets anyone make that name first: take it only if it is ours alone.
@@ -184,6 +184,7 @@ def start_ray(
     ]
     # Fixed defaults would collide with another Ray of this machine.
     argv += ["--ray-client-server-port", str(free_port()), "--dashboard-agent-listen-port", "0"]
+    argv += ["--min-worker-port", "0", "--max-worker-port", "0"]  # any; else 10002 to 19999 are reserved
     argv += ["--temp-dir", str(temporary), "--object-store-memory", str(_OBJECT_STORE)]
     if cpus is not None:
         argv += ["--num-cpus", str(int(cpus))]

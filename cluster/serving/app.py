@@ -1,0 +1,222 @@
+"""The HTTP application: typed requests to the served models, and its deployment on Ray Serve.
+
+`create(models)` is a plain FastAPI application, so that any ASGI server can run it; `application` is the
+same on Ray Serve, where `user_config` says which model versions to serve.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from ray import serve
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cluster.serving import schemas
+from cluster.serving.control import DEPLOYMENT
+from cluster.serving.models import Loaded, Models, Refused
+
+_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 422: "invalid"}
+
+
+def create(models: Models) -> FastAPI:
+    """The application that answers from `models`."""
+    app = FastAPI(
+        title="textvae",
+        summary="Sentiment text VAEs: read a review's sentiment, embed it, rebuild it, write new ones.",
+        version="1",
+        responses={code: {"model": schemas.Errors} for code in (404, 413, 422, 503)},
+    )
+    app.add_middleware(_Bounded, limit=schemas.MAX_BODY)
+    app.exception_handler(Refused)(_refused)
+    app.exception_handler(RequestValidationError)(_invalid)
+    app.exception_handler(HTTPException)(_http_error)
+
+    def answer(loaded: Loaded) -> dict[str, Any]:
+        return {"model": loaded.wanted.name, "version": loaded.wanted.version}
+
+    @app.post("/v1/sentiment", summary="How likely each review is positive")
+    async def sentiment(body: schemas.Texts) -> schemas.Sentiments:
+        loaded = models.get(body.model)
+        results = [
+            schemas.Sentiment(
+                positive=positive, label="positive" if positive >= 0.5 else "negative", truncated=truncated
+            )
+            for positive, truncated in await models.sentiment(loaded, _written(body.texts))
+        ]
+        return schemas.Sentiments(**answer(loaded), results=results)
+
+    @app.post("/v1/embed", summary="The latent vector of each review")
+    async def embed(body: schemas.Texts) -> schemas.Vectors:
+        loaded = models.get(body.model)
+        vectors = await models.embed(loaded, _written(body.texts))
+        return schemas.Vectors(**answer(loaded), dimensions=len(vectors[0]), vectors=vectors)
+
+    @app.post("/v1/reconstruct", summary="Each review as the model writes it again from its latent vector")
+    async def reconstruct(body: schemas.Texts) -> schemas.Written:
+        loaded = models.get(body.model)
+        texts = await models.write(partial(loaded.predictor.reconstruct, _written(body.texts)))
+        return schemas.Written(**answer(loaded), texts=texts)
+
+    @app.post("/v1/sample", summary="New texts, written from draws of the prior")
+    async def sample(body: schemas.Sampling) -> schemas.Sampled:
+        loaded = models.get(body.model)
+        seed = body.seed if body.seed is not None else secrets.randbelow(2**32)
+        texts = await models.write(partial(loaded.predictor.sample, body.n, seed, body.temperature))
+        return schemas.Sampled(**answer(loaded), seed=seed, texts=texts)
+
+    @app.post("/v1/interpolate", summary="Texts on the straight line from one review to another")
+    async def interpolate(body: schemas.Interpolation) -> schemas.Written:
+        loaded = models.get(body.model)
+        for field, text in (("a", body.a), ("b", body.b)):
+            _not_blank(text, field)
+        texts = await models.write(partial(loaded.predictor.interpolate, body.a, body.b, body.steps))
+        return schemas.Written(**answer(loaded), texts=texts)
+
+    @app.get("/v1/models", summary="What is served")
+    async def served() -> schemas.Models:
+        return schemas.Models(
+            models=[_model(loaded) for loaded in models.all()],
+            default=models.default_name(),
+            problems=[
+                schemas.Problem(name=name, version=wanted.version, digest=wanted.digest, reason=reason)
+                for name, (wanted, reason) in sorted(models.problems.items())
+            ],
+        )
+
+    @app.get("/healthz", summary="200 when there is a model to ask, 503 when there is none yet")
+    async def healthz() -> JSONResponse:
+        names = [loaded.wanted.name for loaded in models.all()]
+        health = schemas.Health(status="ok" if names else "no model", models=names)
+        return JSONResponse(health.model_dump(), status_code=200 if names else 503)
+
+    return app
+
+
+@serve.deployment(name=DEPLOYMENT, max_ongoing_requests=256, ray_actor_options={"num_cpus": 0})
+@serve.ingress()
+class TextVAE:
+    """One replica: the models of its `user_config`, and the application that asks them."""
+
+    def __init__(self) -> None:
+        # Each of the two threads that use the models computes on one core: more would only take turns.
+        torch.set_num_threads(1)
+        self.models = Models()
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create(self.models)
+
+    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Serve the versions of a new `user_config`, in place; Serve calls this."""
+        await self.models.serve(user_config["models"], user_config.get("default"))
+
+
+application = TextVAE.bind()  # type: ignore[attr-defined]
+
+
+def _written(texts: list[str]) -> list[str]:
+    for position, text in enumerate(texts):
+        _not_blank(text, f"texts.{position}")
+    return texts
+
+
+def _not_blank(text: str, field: str) -> None:
+    if not text.strip():
+        raise Refused(422, "invalid", f"{field}: the text is blank; there is nothing to read in it", field)
+
+
+def _model(loaded: Loaded) -> schemas.ServedModel:
+    config = loaded.predictor.config
+    return schemas.ServedModel(
+        name=loaded.wanted.name,
+        version=loaded.wanted.version,
+        digest=loaded.wanted.digest,
+        objective=config.objective.kind,
+        latent=config.model.latent,
+        max_length=config.vocabulary.max_length,
+        metrics=dict(loaded.metrics),
+    )
+
+
+def _error(status: int, code: str, message: str, field: str | None = None) -> JSONResponse:
+    error = schemas.Errors(error=schemas.Error(code=code, message=message, field=field))
+    return JSONResponse(error.model_dump(exclude_none=True), status_code=status)
+
+
+async def _refused(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, Refused)
+    return _error(error.status, error.code, error.message, error.field)
+
+
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first, *others = error.errors()
+    # "body" stands first in every location; a body that is no JSON has a position behind it instead of a key.
+    path = [str(part) for part in first["loc"] if part != "body"]
+    field = None if first["type"] == "json_invalid" else ".".join(path) or None
+    message = f"{field}: {first['msg']}" if field else f"the body: {first['msg']}"
+    if first["type"] == "json_invalid":
+        message = f"the body is not JSON: {first['ctx']['error']} at character {path[0]}"
+    return _error(422, "invalid", message + (f" (and {len(others)} more)" if others else ""), field)
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    code = _CODES.get(error.status_code, "error")
+    return _error(error.status_code, code, f"{request.method} {request.url.path}: {error.detail}")
+
+
+class _Bounded:
+    """Refuses bodies of more than `limit` bytes, before they are read when their length is told."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        told = dict(scope["headers"]).get(b"content-length", b"")
+        if told.isdigit() and int(told) > self._limit:
+            await self._refuse(scope, receive, send)
+            return
+        body = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                return  # the client has gone
+            body += message.get("body", b"")
+            if len(body) > self._limit:
+                await self._refuse(scope, receive, send)
+                return
+            if not message.get("more_body"):
+                break
+        await self._app(scope, _replay(bytes(body), receive), send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = _error(
+            413, "too_large", f"the body has more than {self._limit:,} bytes; send fewer texts at once"
+        )
+        await answer(scope, receive, send)
+
+
+def _replay(body: bytes, receive: Receive) -> Callable[[], Awaitable[Message]]:
+    """A `receive` that gives the body that was read already, then what follows."""
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
