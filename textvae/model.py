@@ -233,7 +233,7 @@ class TextVAE(nn.Module):
 
     def _initial_state(self, z: Tensor) -> tuple[Tensor, Tensor]:
         assert self.state is not None
-        state = self.state(z).to(z.dtype).view(len(z), 2, self.decoder.num_layers, -1)
+        state = self.state(z).to(z.dtype).view(len(z), 2, self.decoder.num_layers, self.decoder.hidden_size)
         h, c = state.permute(1, 2, 0, 3).contiguous()  # (layers, batch, hidden) each
         return h, c
 
@@ -280,6 +280,8 @@ class TextVAE(nn.Module):
         limit = self.frame_length if max_length is None else max_length
         if limit < 1:
             raise ValueError(f"max_length must be at least 1, got {limit}")
+        if len(z) == 0:
+            return torch.zeros(0, 0, dtype=torch.long, device=z.device)
         if not self.autoregressive:
             return self.decode(z).argmax(dim=-1)[:, :limit]
         previous = torch.full((len(z), 1), START, dtype=torch.long, device=z.device)
@@ -300,7 +302,7 @@ class TextVAE(nn.Module):
             if bool(over.all()):
                 break
             previous = token[:, None]
-        return torch.stack(written, dim=1) if written else previous[:, :0]
+        return torch.stack(written, dim=1)
 
     @torch.no_grad()
     def reconstruct(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:

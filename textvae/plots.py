@@ -166,10 +166,10 @@ def _principal(
 
 
 def _limits(flat: NDArray[np.float64]) -> list[tuple[float, float]]:
-    """What to show of both components: all points and a margin, and nothing much flatter than 2 to 1."""
+    """What to show of both components: all points, a margin, and a shape that leaves room for titles."""
     low, high = flat.min(axis=0), flat.max(axis=0)
     extent = np.maximum(high - low, 1e-6) * 1.12
-    half = np.maximum(extent, 0.45 * extent.max()) / 2
+    half = np.maximum(extent, np.array([0.85, 0.45]) * extent.max()) / 2
     middle = (low + high) / 2
     return [(float(m - h), float(m + h)) for m, h in zip(middle, half, strict=True)]
 

@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed, nn
+
+from textvae import model as module
+from textvae.batches import Batch
+from textvae.config import Config, load, parse
+from textvae.model import TextVAE, expected_memory, frame_length, line, parameter_count
+from textvae.vocabulary import END, OOV, PAD, START
+
+torch.set_num_threads(1)
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def config(kind: str = "elbo", model: dict[str, Any] | None = None, **settings: Any) -> Config:
+    sizes = {
+        "embedding": 5,
+        "encoder_hidden": 6,
+        "latent": 4,
+        "decoder_hidden": 8,
+        "decoder": "repeat" if kind == "seed" else "autoregressive",
+    }
+    return parse(
+        Config,
+        {
+            "vocabulary": {"kind": "words", "size": 13, "max_length": 9},
+            "model": {**sizes, **(model or {})},
+            "objective": {"kind": kind, **settings},
+        },
+    )
+
+
+FULL = {"encoder_layers": 2, "decoder_layers": 2, "dense": 7, "sentiment_hidden": 3, "dropout": 0.2}
+
+
+def batch(kind: str) -> Batch:
+    random = torch.Generator().manual_seed(0)
+    if kind == "seed":
+        tokens = torch.randint(1, 13, (5, 9), generator=random)
+        return Batch(tokens, torch.full((5,), 9), torch.tensor([1, 0, 1, 0, 1]), 5)
+    lengths = torch.tensor([10, 4, 1, 7, 2])
+    tokens = torch.randint(4, 13, (5, 10), generator=random)
+    tokens[torch.arange(10) >= lengths[:, None]] = PAD
+    tokens[torch.arange(5), lengths - 1] = END
+    return Batch(tokens, lengths, torch.tensor([1, 0, -1, 0, 1]), 5)
+
+
+def test_the_original_has_12_863_036_parameters() -> None:
+    settings = load(CONFIGS / "seed.yaml")
+    assert parameter_count(settings) == 12_863_036
+    assert sum(p.numel() for p in TextVAE(settings).parameters()) == 12_863_036
+
+
+def test_parameter_count_allocates_nothing() -> None:
+    vast = config(model={"encoder_hidden": 10**6, "decoder_hidden": 10**6})
+    assert parameter_count(vast) > 10**13
+    small = config(model=FULL)
+    assert parameter_count(small) == sum(p.numel() for p in TextVAE(small).parameters())
+
+
+def test_initial_weights_are_those_of_keras() -> None:
+    torch.manual_seed(0)
+    model = TextVAE(config("seed", {"embedding": 60, "latent": 30, "dense": 50}))
+    assert 0.045 < float(model.embedding.weight.detach().abs().max()) <= 0.05
+    assert 0.9 * math.sqrt(6 / 80) < float(model.mean.weight.detach().abs().max()) <= math.sqrt(6 / 80)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            assert parameter.abs().sum() == 0, name
+
+
+@pytest.mark.parametrize("kind", ["seed", "elbo"])
+@pytest.mark.parametrize("sizes", [{}, FULL])
+def test_shapes(kind: str, sizes: dict[str, Any]) -> None:
+    settings = config(kind, sizes)
+    model, data = TextVAE(settings).eval(), batch(kind)
+    mean, log_var = model.encode(data.tokens, data.lengths)
+    assert mean.shape == log_var.shape == (5, 4)
+    z = model.sample_posterior(mean, log_var)
+    assert z.shape == (5, 4)
+    length = frame_length(settings)
+    assert length == (9 if kind == "seed" else 10)
+    assert model.decode(z, data.tokens).shape == (5, length, 13)
+    assert model.sentiment_logits(z).shape == model.predict_sentiment(z).shape == (5,)
+    assert model.reconstruct(data.tokens, data.lengths).shape[0] == 5
+    assert model.sample(3).shape[0] == 3
+    assert model.interpolate(data.tokens[0], data.tokens[0, :9], 4).shape[0] == 4
+    weight, bias = model.sentiment_direction()
+    torch.testing.assert_close(model.sentiment_logits(z).detach(), (z @ weight + bias).detach())
+
+
+@pytest.mark.parametrize("kind", ["seed", "elbo"])
+@pytest.mark.parametrize("sizes", [{}, FULL])
+def test_every_parameter_gets_a_gradient(kind: str, sizes: dict[str, Any]) -> None:
+    model = TextVAE(config(kind, sizes))
+    model(batch(kind)).loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("kind", ["seed", "elbo"])
+def test_it_can_learn_five_reviews_by_heart(kind: str) -> None:
+    torch.manual_seed(0)
+    sizes = {"encoder_hidden": 16, "decoder_hidden": 32, "embedding": 16, "noise_std": 0.01}
+    model, data = TextVAE(config(kind, sizes)), batch(kind)
+    optimizer = torch.optim.Adam(model.parameters(), 0.02)
+    first = last = model(data, kl_weight=0.0)
+    for _ in range(250):
+        optimizer.zero_grad()
+        last = model(data, kl_weight=0.0)
+        (last.loss / 5).backward()
+        optimizer.step()
+    assert float(last.loss.detach()) < 0.2 * float(first.loss.detach())
+    assert int(last.tokens_correct) > 0.9 * int(last.tokens)
+    assert int(last.sentiment_correct) == int(last.labelled)
+    written = model.eval().reconstruct(data.tokens, data.lengths)
+    rows = data.tokens[:, : written.shape[1]]
+    assert (written == rows).float().mean() > 0.9
+
+
+def test_a_sentence_of_the_seed_needs_its_full_length() -> None:
+    with pytest.raises(ValueError, match="needs 9 tokens a review, got 8"):
+        data = batch("seed")
+        TextVAE(config("seed"))(Batch(data.tokens[:, 1:], data.lengths, data.labels, 5))
+
+
+def test_padding_does_not_reach_the_encoding() -> None:
+    model, data = TextVAE(config(model=FULL)).eval(), batch("elbo")
+    wider = torch.nn.functional.pad(data.tokens, (0, 6))
+    with torch.no_grad():
+        together = model.encode(data.tokens, data.lengths)
+        torch.testing.assert_close(model.encode(wider, data.lengths), together)
+        torch.testing.assert_close(model.encode(data.tokens), together)
+        for row, length in enumerate(data.lengths.tolist()):
+            alone = model.encode(data.tokens[row : row + 1, :length])
+            torch.testing.assert_close(alone[0][0], together[0][row])
+
+
+def test_the_decoder_sees_no_token_before_its_time() -> None:
+    model, data = TextVAE(config()).eval(), batch("elbo")
+    z = torch.randn(5, 4)
+    before = model.decode(z, data.tokens)
+    changed = data.tokens.clone()
+    changed[:, 5] = 12
+    after = model.decode(z, changed)
+    torch.testing.assert_close(after[:, :6], before[:, :6])
+    assert not torch.allclose(after[0, 6:], before[0, 6:])
+    with pytest.raises(ValueError, match="needs the tokens"):
+        model.decode(z)
+
+
+def test_word_dropout_replaces_words_but_not_start_in_training_only() -> None:
+    model, data = TextVAE(config(word_dropout=0.5)), batch("elbo")
+    tokens = data.tokens.repeat(200, 1)
+    previous = model._previous(tokens, torch.Generator().manual_seed(0))
+    assert (previous[:, 0] == START).all()
+    dropped = previous[:, 1:] == OOV
+    assert 0.45 < float(dropped.float().mean()) < 0.55
+    kept = torch.where(dropped, tokens[:, :-1], previous[:, 1:])
+    assert torch.equal(kept, tokens[:, :-1])
+    assert not (model.eval()._previous(tokens, None) == OOV).any()
+
+
+def test_noise_has_the_standard_deviation_of_the_config() -> None:
+    model = TextVAE(config("seed", {"noise_std": 0.01}))
+    mean, log_var = torch.zeros(20000, 4), torch.full((20000, 4), math.log(4.0))
+    z = model.sample_posterior(mean, log_var, torch.Generator().manual_seed(0))
+    assert float(z.std()) == pytest.approx(0.02, rel=0.02)
+
+
+def test_chunks_of_logits_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = TextVAE(config(word_dropout=0.3)), batch("elbo")
+    results = []
+    for at_once in (2**26, 13 * 5, 1):
+        monkeypatch.setattr(module, "LOGITS_AT_ONCE", at_once)
+        model.zero_grad()
+        losses = model(data, generator=torch.Generator().manual_seed(3))
+        losses.loss.backward()
+        correct = losses.tokens_correct, losses.positions_correct
+        results.append((losses.loss.detach(), *correct, *[p.grad for p in model.parameters()]))
+        results[-1] = copy.deepcopy(results[-1])
+    torch.testing.assert_close(results[1], results[0])
+    torch.testing.assert_close(results[2], results[0])
+
+
+def test_generation_ends_and_writes_no_special_token() -> None:
+    torch.manual_seed(0)
+    model = TextVAE(config()).eval()
+    z = torch.randn(300, 4)
+    written = model.generate(z, temperature=1.5, generator=torch.Generator().manual_seed(1))
+    again = model.generate(z, temperature=1.5, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(written, again)
+    assert written.shape == (300, 10)
+    assert not ((written == START) | (written == OOV)).any()
+    assert not (written[:, 0] == END).any()
+    ended = (written == END).cumsum(1) > 0
+    after = ended.roll(1, dims=1)
+    after[:, 0] = False
+    assert ended.any()
+    assert torch.equal(written == PAD, after)
+    assert model.generate(z, 3).shape == (300, 3)
+    assert model.generate(z[:0]).shape[0] == 0
+    for wrong in ({"temperature": -1.0}, {"max_length": 0}):
+        with pytest.raises(ValueError, match="must be at least"):
+            model.generate(z, **wrong)  # type: ignore[arg-type]
+
+
+def test_greedy_generation_is_the_decoder_fed_with_itself() -> None:
+    torch.manual_seed(0)
+    model = TextVAE(config(model={"decoder_layers": 2})).eval()
+    z = torch.randn(8, 4)
+    written = model.generate(z)
+    logits = model.decode(z, written).detach()
+    logits[:, :, [PAD, START, OOV]] = -math.inf
+    logits[:, 0, END] = -math.inf
+    expected = logits.argmax(-1)
+    real = written != PAD
+    assert torch.equal(expected[real], written[real])
+
+
+def test_generation_stops_once_all_have_ended() -> None:
+    model = TextVAE(config()).eval()
+    with torch.no_grad():
+        model.output.weight.zero_()
+        model.output.bias.zero_()
+        model.output.bias[END], model.output.bias[7] = 2.0, 1.0
+    assert model.generate(torch.randn(2, 4)).tolist() == [[7, END], [7, END]]
+
+
+def test_a_line_has_both_ends() -> None:
+    a, b = torch.zeros(2), torch.tensor([4.0, 8.0])
+    assert line(a, b, 5)[:, 1].tolist() == [0, 2, 4, 6, 8]
+    with pytest.raises(ValueError, match="at least 2"):
+        line(a, b, 1)
+
+
+@pytest.mark.parametrize("kind", ["seed", "elbo"])
+def test_bfloat16_autocast_keeps_losses_in_float32(kind: str) -> None:
+    torch.manual_seed(0)
+    model, data = TextVAE(config(kind, FULL)).eval(), batch(kind)
+    exact = model(data, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = model(data, generator=torch.Generator().manual_seed(0))
+        model.generate(torch.randn(2, 4))
+    rough.loss.backward()
+    for part in (rough.loss, rough.reconstruction, rough.kl, rough.sentiment, rough.means):
+        assert part.dtype == torch.float32
+    assert float(rough.loss.detach()) == pytest.approx(float(exact.loss.detach()), rel=0.02)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_state_dict_holds_the_parameters_and_nothing_else() -> None:
+    model, data = TextVAE(config(model=FULL)).eval(), batch("elbo")
+    assert set(model.state_dict()) == set(dict(model.named_parameters()))
+    other = TextVAE(config(model=FULL)).eval()
+    other.load_state_dict(model.state_dict())
+    losses = [m(data, generator=torch.Generator().manual_seed(0)).loss for m in (model, other)]
+    assert torch.equal(losses[0], losses[1])
+
+
+def test_ddp_takes_it(tmp_path: Path) -> None:
+    store = distributed.FileStore(str(tmp_path / "store"), 1)
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        alone = TextVAE(config(model=FULL)).eval()
+        wrapped = nn.parallel.DistributedDataParallel(copy.deepcopy(alone))
+        data = batch("elbo")
+        for _ in range(2):  # DDP rebuilds its buckets after the first step
+            for model in (alone, wrapped):
+                model.zero_grad()
+                model(data, kl_weight=0.5, generator=torch.Generator().manual_seed(0)).loss.backward()
+        for ours, theirs in zip(alone.parameters(), wrapped.parameters(), strict=True):
+            torch.testing.assert_close(theirs.grad, ours.grad)
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_memory_grows_with_what_is_held() -> None:
+    small, large = config(), load(CONFIGS / "seed.yaml")
+    assert expected_memory(small) < expected_memory(large)
+    assert expected_memory(large) > 16 * 12_863_036
+    # Two ranks halve the batch but hold the gradients once more.
+    assert expected_memory(large, 2) < expected_memory(large)

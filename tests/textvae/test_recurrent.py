@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from textvae.recurrent import LSTM
+
+torch.set_num_threads(1)
+
+
+def reference(ours: LSTM) -> nn.LSTM:
+    """PyTorch's own LSTM with the same weights, and a second bias of zero."""
+    theirs = nn.LSTM(
+        ours.input_size,
+        ours.hidden_size,
+        ours.num_layers,
+        batch_first=True,
+        bidirectional=ours.bidirectional,
+    )
+    state = theirs.state_dict()
+    for name in state:
+        state[name] = torch.zeros_like(state[name]) if name.startswith("bias_hh") else ours.state_dict()[name]
+    theirs.load_state_dict(state)
+    return theirs
+
+
+def test_it_is_an_lstm_with_one_bias() -> None:
+    ours = LSTM(5, 7, 2, bidirectional=True)
+    x = torch.randn(3, 11, 5)
+    torch.testing.assert_close(ours(x)[0], reference(ours)(x)[0])
+    per_direction = 4 * 7 * (5 + 7 + 1), 4 * 7 * (14 + 7 + 1)
+    assert sum(p.numel() for p in ours.parameters()) == 2 * sum(per_direction)
+    assert not any("bias_hh" in name for name in [*ours.state_dict(), *dict(ours.named_parameters())])
+
+
+def test_initial_weights_are_those_of_keras() -> None:
+    lstm = LSTM(30, 40)
+    w_ih, w_hh, bias = lstm.weight_ih_l0.detach(), lstm.weight_hh_l0.detach(), lstm.bias_ih_l0.detach()
+    limit = (6 / (30 + 4 * 40)) ** 0.5  # Glorot: Keras' fans of a kernel (30, 4 * 40)
+    assert 0.95 * limit < w_ih.abs().max() <= limit
+    torch.testing.assert_close(w_hh.T @ w_hh, torch.eye(40), atol=1e-5, rtol=0)
+    assert bias.tolist() == 40 * [0.0] + 40 * [1.0] + 80 * [0.0]
+    assert lstm.bias_hh_l0.abs().sum() == 0
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_padding_changes_nothing(layers: int) -> None:
+    lstm = LSTM(4, 6, layers, bidirectional=True)
+    sequences = [torch.randn(length, 4) for length in (5, 1, 9, 5)]
+    alone = torch.cat([lstm.final_states(s[None], None) for s in sequences])
+    padded = torch.full((4, 12, 4), 7.5)
+    for row, sequence in zip(padded, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    lengths = torch.tensor([5, 1, 9, 5])
+    torch.testing.assert_close(lstm.final_states(padded, lengths), alone)
+    # The way that GPUs take, with the same weights.
+    torch.testing.assert_close(lstm._packed(padded, lengths), alone)
+
+
+def test_both_ways_have_the_same_gradients() -> None:
+    lstm = LSTM(4, 6, 2, bidirectional=True)
+    x, lengths = torch.randn(3, 8, 4), torch.tensor([8, 3, 5])
+    gradients = []
+    for way in (lstm._by_direction, lstm._packed):
+        lstm.zero_grad()
+        way(x, lengths).square().sum().backward()
+        gradients.append([p.grad.clone() for p in lstm.parameters() if p.grad is not None])
+    assert len(gradients[0]) == 12
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_copies_and_moves_keep_the_zero_bias_and_their_own_weights() -> None:
+    lstm = LSTM(4, 6)
+    x = torch.randn(2, 5, 4)
+    copied = copy.deepcopy(lstm)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+    assert copied(x)[0].abs().sum() == 0  # its own list of weights is of its own parameters
+    assert lstm(x)[0].abs().sum() > 0
+    double = copy.deepcopy(lstm).to(torch.float64)
+    assert {b.dtype for b in double.buffers()} == {torch.float64}
+    torch.testing.assert_close(double(x.double())[0].float(), lstm(x)[0])
+    loaded = LSTM(4, 6)
+    loaded.load_state_dict(lstm.state_dict())
+    torch.testing.assert_close(loaded(x)[0], lstm(x)[0])
+
+
+def test_training_leaves_the_second_bias_at_zero() -> None:
+    lstm = LSTM(4, 6)
+    optimizer = torch.optim.Adam(lstm.parameters(), 0.1)
+    lstm(torch.randn(2, 5, 4))[0].square().sum().backward()
+    optimizer.step()
+    assert lstm.bias_ih_l0.abs().sum() > 0
+    assert lstm.bias_hh_l0.abs().sum() == 0
