@@ -28,7 +28,11 @@ class Failure(click.ClickException):
     exit_code: ClassVar[int] = FAILED
 
     def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(f"error: {one_line(self.format_message())}", file=file, err=file is None)
+        # One line; what follows it, if anything, is the end of a log.
+        first, _, rest = self.format_message().partition("\n")
+        click.echo(f"error: {first}", file=file, err=file is None)
+        for line in rest.splitlines():
+            click.echo(f"  {line}", file=file, err=file is None)
 
 
 class Wrong(Failure):
@@ -79,7 +83,8 @@ def translate(error: BaseException) -> Failure | None:
             # A module that grew into a folder keeps its name as the folder's.
             if base.__name__ == name and (base.__module__ + ".").startswith(module + "."):
                 failure = {USAGE: Wrong, NOT_FOUND: NotFound, UNREACHABLE: Unreachable}.get(code, Failure)
-                return failure(one_line(str(error)) or base.__name__)
+                text = str(error) if name == "StackError" else one_line(str(error))
+                return failure(text or base.__name__)
     return None
 
 

@@ -33,12 +33,15 @@ def ask(path: str, body: Mapping[str, Any] | None = None, *, timeout: float = _T
         raise errors.NotFound(reason)
     if answer.status_code < 500:
         raise errors.Wrong(reason)
-    raise errors.Unreachable(f"{url} answered {answer.status_code}: {reason}")
+    raise errors.Unreachable(reason)
 
 
 def served() -> dict[str, int]:
-    """The version that is served of each model name."""
-    return {str(model["name"]): int(model["version"]) for model in ask("/v1/models", timeout=5)["models"]}
+    """The version that is served of each model name. Raises Failure if one cannot be loaded."""
+    answer = ask("/v1/models", timeout=5)
+    for problem in answer["problems"]:
+        raise errors.Failure(f"{problem['name']} version {problem['version']}: {problem['reason']}")
+    return {str(model["name"]): int(model["version"]) for model in answer["models"]}
 
 
 def texts(answer: Any) -> list[str]:
@@ -52,7 +55,7 @@ def _reason(answer: httpx.Response) -> str:
         told = answer.json()
     except ValueError:
         return answer.text.strip()[:300] or answer.reason_phrase
-    for key in ("error", "reason", "detail"):
-        if isinstance(told, dict) and told.get(key):
-            return told[key] if isinstance(told[key], str) else str(told[key])
-    return str(told)[:300]
+    try:
+        return str(told["error"]["message"])
+    except (KeyError, TypeError):
+        return str(told)[:300]

@@ -50,7 +50,7 @@ def show(texts: Sequence[str], answer: Any) -> None:
 
 def probabilities(answer: Any) -> list[float]:
     """The probability that each text is positive, from the answer of /v1/sentiment."""
-    return [float(p) for p in answer["sentiment"]]
+    return [float(result["positive"]) for result in answer["results"]]
 
 
 def word(probability: float) -> str:

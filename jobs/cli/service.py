@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import time
 from collections.abc import Iterator
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 
 _RETRY = 3.0  # seconds until a Redis that did not answer is asked again
 _PAUSE = 0.5
+_ELSEWHERE = (
+    "TEXTVAE_DATABASE_URL",
+    "TEXTVAE_REDIS_URL",
+    "TEXTVAE_STORAGE",
+    "RAY_ADDRESS",
+    "RAY_AUTH_TOKEN_PATH",
+)
 
 
 _environment: dict[str, str] | None = None  # None: this process'
@@ -34,9 +42,8 @@ def move_to(home: Path) -> None:
     """From now on, use a service of its own in this home folder, whatever the environment names."""
     global _environment
     forget()
-    elsewhere = ("TEXTVAE_DATABASE_URL", "TEXTVAE_REDIS_URL", "TEXTVAE_STORAGE", "RAY_ADDRESS")
-    kept = {name: text for name, text in os.environ.items() if name not in elsewhere}
-    _environment = kept | {"TEXTVAE_HOME": str(home.absolute())}
+    # Set to nothing, which counts as not set: parts that are started inherit what is merely left out.
+    _environment = os.environ | dict.fromkeys(_ELSEWHERE, "") | {"TEXTVAE_HOME": str(home.absolute())}
 
 
 @functools.cache
@@ -50,8 +57,11 @@ def settings() -> Settings:
 @functools.cache
 def store() -> Store:
     """The store that the settings name."""
+    # SQLAlchemy makes many objects that stay; looking through them for garbage took a quarter of its import.
+    gc.disable()
     from jobs.store import Store
 
+    gc.enable()
     settings().create_home()
     return Store(settings().database_url)
 
