@@ -103,17 +103,44 @@ def storage() -> Result:
     return Result("storage", "fail" if problem else "ok", problem or f"{folder} can be written to")
 
 
+def redis_server() -> Result:
+    """The redis-server that `up` would start."""
+    from cluster.stack.parts import StackError, redis_server
+
+    try:
+        path, version = redis_server()
+    except StackError as error:
+        given = service.settings().origins.get("redis_url") == "TEXTVAE_REDIS_URL"
+        return Result("redis-server", "warn" if given else "fail", str(error))
+    note = "" if _mended(version) else f"; {_CVE}: it is kept to this machine and behind a generated password"
+    return Result("redis-server", "ok", f"{'.'.join(map(str, version))} at {path}{note}")
+
+
 def redis() -> Result:
-    """Redis answers, with a version that is mended."""
+    """Redis answers; one that is not ours should be mended."""
     from jobs.queue import QueueUnavailable
 
-    if service.settings().redis_url is None:
+    settings = service.settings()
+    if settings.redis_url is None:
         return Result("redis", "ok", "not running")
     try:
         version = service.queue().ping()
     except QueueUnavailable as error:
         return Result("redis", "fail", str(error))
+    if settings.origins.get("redis_url") == "TEXTVAE_REDIS_URL" and not _mended(
+        tuple(int(part) for part in version.split(".")[:3])
+    ):
+        return Result("redis", "warn", f"version {version} answers; {_CVE}: upgrade that server")
     return Result("redis", "ok", f"version {version} answers")
+
+
+_CVE = "older than the fix of CVE-2025-49844 (Lua; it takes a client that knows the password)"
+_MENDED = {(6, 2): 20, (7, 2): 11, (7, 4): 6, (8, 0): 4, (8, 2): 2}  # the first mended version of each line
+
+
+def _mended(version: tuple[int, ...]) -> bool:
+    line = version[:2]
+    return version[2] >= _MENDED[line] if line in _MENDED else line > max(_MENDED)
 
 
 def ray() -> Result:
@@ -200,6 +227,7 @@ ALL: tuple[Callable[[], Result], ...] = (
     home,
     database,
     storage,
+    redis_server,
     redis,
     ray,
     dispatcher,

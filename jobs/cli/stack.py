@@ -36,10 +36,8 @@ SERVE_PORT = 8000
     type=click.IntRange(1, 65535),
     help="The port of the served model.",
 )
-@click.option(
-    "--cpus", type=click.FloatRange(min=1), help="CPUs to offer to jobs; all of this machine by default."
-)
-def up(detach: bool, dashboard_port: int, serve_port: int, cpus: float | None) -> None:
+@click.option("--cpus", type=click.IntRange(1), help="CPUs to offer to jobs; all of this machine by default.")
+def up(detach: bool, dashboard_port: int, serve_port: int, cpus: int | None) -> None:
     """Bring the service up on this machine.
 
     Redis, a Ray head with its dashboard, the dispatcher and the HTTP server; Redis and Ray only where
@@ -62,7 +60,7 @@ def up(detach: bool, dashboard_port: int, serve_port: int, cpus: float | None) -
     take_down()
 
 
-def bring_up(*, cpus: float | None, dashboard_port: int, serve_port: int) -> Stack:
+def bring_up(*, cpus: int | None, dashboard_port: int, serve_port: int) -> Stack:
     """Start whatever of the stack is not up yet, and wait until all of it answers."""
     from cluster import stack
 
@@ -77,6 +75,7 @@ def bring_up(*, cpus: float | None, dashboard_port: int, serve_port: int) -> Sta
         cpus=cpus,
         dashboard_port=dashboard_port,
         serve_port=serve_port,
+        on_part=lambda part, detail: output.talk(f"{part}: {detail}"),
     )
     service.forget()
     return started
