@@ -154,6 +154,13 @@ def names(*, timeout: float = 5.0) -> set[str]:
     return set(_within(timeout, "listing attempts", ray.util.list_named_actors))
 
 
+def resources(*, timeout: float = 5.0) -> tuple[dict[str, float], dict[str, float]]:
+    """What the whole cluster has, and what of it is free, by Ray's names (CPU, GPU, ...). Raises ClusterError."""
+    return _within(
+        timeout, "asking for resources", lambda: (ray.cluster_resources(), ray.available_resources())
+    )
+
+
 def stop(name: str, *, timeout: float = 30.0) -> None:
     """Kill the attempt called `name` and wait until it and its ranks are gone; nothing happens if it is.
 

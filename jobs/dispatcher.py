@@ -264,7 +264,7 @@ def unfit_reason(job: Job, total_cpus: float, total_gpus: float) -> str | None:
 
 def main() -> None:
     """Run the daemon with the settings of the environment and the local stack."""
-    from jobs.wiring import ray_capacity, ray_launcher, serve_keeper
+    from jobs.wiring import RayLauncher, keeper  # imports ray and torch
 
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -276,14 +276,11 @@ def main() -> None:
         signal.signal(number, lambda *_: stop.set())
     store = Store(settings.database_url)
     queue = Queue(settings.redis_url)
-    launcher = ray_launcher(settings)
-    dispatcher = Dispatcher(
-        Service(store, queue),
-        launcher,
-        ray_capacity(settings),
-        settings,
-        keeper=serve_keeper(settings, store),
-    )
+    launcher = RayLauncher(settings)
+    serve = keeper(settings, store)
+    if serve is None:
+        logger.warning("no Serve is known: promoted versions are recorded, not served")
+    dispatcher = Dispatcher(Service(store, queue), launcher, launcher.capacity, settings, keeper=serve)
     logger.info("started: %s", "; ".join(f"{s.name} {s.value}" for s in settings.describe()))
     dispatcher.loop(stop)
     queue.close()

@@ -277,15 +277,17 @@ class Queue:
         """
         name = self._key(f"progress:{job}")
         with self._answering() as server:
-            channel = server.pubsub(ignore_subscribe_messages=True)
+            channel = server.pubsub()
         try:
             with self._answering():
                 channel.subscribe(name)
+                channel.get_message(timeout=TIMEOUT)  # confirmed: nothing published from here on is missed
             yield self.progress([job]).get(job)
             while True:
                 with self._answering():
                     message = channel.get_message(timeout=min(every, _BLOCK))
-                yield None if message is None else json.loads(message["data"])
+                if message is None or message["type"] == "message":
+                    yield None if message is None else json.loads(message["data"])
         finally:
             channel.close()
 

@@ -43,6 +43,11 @@ def real_tools(settings: Settings) -> Tools:
     from textvae.artifacts import Artifacts
     from textvae.sources import SourceError
 
+    def hopeless(error: BaseException) -> bool:
+        if isinstance(error, training.RankError):
+            return error.permanent
+        return isinstance(error, ConfigError | SourceError)
+
     def leave() -> NoReturn:
         # Ray Train's ranks belong to this process and end with it. Nothing gentler reaches a rank that hangs.
         os._exit(0)
@@ -52,6 +57,6 @@ def real_tools(settings: Settings) -> Tools:
         artifacts=Artifacts(settings.storage),
         verify=checkpoint.verify,
         broken=checkpoint.CheckpointError,
-        hopeless=(ConfigError, SourceError),
+        hopeless=hopeless,
         leave=leave,
     )

@@ -49,6 +49,7 @@ class Fit(Protocol):
         ray_storage: Path,
         name: str,
         on_message: Callable[[dict[str, Any]], dict[str, Any]],
+        start_timeout: float,
     ) -> FitResult:
         """Train; `resume` is the name and digest of the checkpoint to go on from."""
 
@@ -77,7 +78,7 @@ class Tools:
     artifacts: ArtifactStore
     verify: Callable[..., object]  # textvae.checkpoint.verify(folder, digest=...)
     broken: type[Exception]  # what it raises for files that are not the recorded checkpoint
-    hopeless: tuple[type[Exception], ...]  # errors that another attempt would run into too
+    hopeless: Callable[[BaseException], bool]  # whether another attempt would run into this error too
     leave: Callable[[], object]  # ends this process, and with it every rank
 
 
@@ -104,17 +105,6 @@ class AttemptLog:
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._file.close()
-
-
-def find(error: BaseException | None, kinds: tuple[type[Exception], ...]) -> BaseException | None:
-    """The first of `kinds` among an error and what caused it."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, kinds):
-            return error
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def short(error: BaseException) -> str:

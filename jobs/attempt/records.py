@@ -107,8 +107,8 @@ class Records:
         report = None if given is None else NewReport(**given)
         metrics = {} if report is None else dict(report.validation)
         new = NewCheckpoint(
-            name=message["name"],
-            location=f"{self.prefix}/{message['name']}",
+            name=message["name"].rpartition("/")[2],
+            location=message["name"],
             digest=message["digest"],
             epoch=position["epoch"],
             step=position["step"],

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from jobs.attempt.parts import AttemptLog, Timings, Tools, find, short
+from jobs.attempt.parts import AttemptLog, Timings, Tools, short
 from jobs.attempt.records import Records
 from jobs.queue import Bell, Queue
 from jobs.settings import Settings
@@ -62,9 +62,8 @@ class Work:
                 self._log.write(traceback.format_exc())
                 if self._stale.is_set():
                     raise StaleAttempt(records.job, records.number) from error
-                hopeless = find(error, self._tools.hopeless)
-                cause = Cause.ERROR if hopeless is None else Cause.BAD_CONFIG
-                self._finish(AttemptState.FAILED, cause, short(hopeless or error))
+                cause = Cause.BAD_CONFIG if self._tools.hopeless(error) else Cause.ERROR
+                self._finish(AttemptState.FAILED, cause, short(error))
         except StaleAttempt as error:
             self._stale.set()
             self._log.write(f"{error}; stopping")
@@ -121,6 +120,7 @@ class Work:
             ray_storage=self._settings.ray_results,
             name=f"{records.job}-{records.number}",
             on_message=self.on_message,
+            start_timeout=self._settings.start_timeout,
         )
         if self._stale.is_set():
             raise StaleAttempt(records.job, records.number)

@@ -10,7 +10,15 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, ProgrammingError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    NoSuchModuleError,
+    OperationalError,
+    ProgrammingError,
+)
 
 from jobs.migrations import HEAD
 from jobs.store.values import StoreError, StoreUnavailable
@@ -68,12 +76,12 @@ class Database:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except OperationalError as error:
-            raise StoreUnavailable(f"the database {self.name} does not answer: {error.orig}") from error
+        except IntegrityError:
+            raise  # the verbs know what it means
         except DBAPIError as error:
-            if error.connection_invalidated:
-                raise StoreUnavailable(f"the database {self.name} went away: {error.orig}") from error
-            raise
+            if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
+                raise StoreUnavailable(f"the database {self.name} does not answer: {error.orig}") from error
+            raise StoreError(f"the database {self.name} refuses: {error.orig}") from error
 
 
 def _engine(url: URL) -> Engine:
