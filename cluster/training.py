@@ -35,6 +35,7 @@ from textvae.train import Progress, Report, TrainingError, run
 _RAY_TRAIN = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # by default a dead rank and the end are noticed 2 s late
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's Train tab
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less to start; a lost node is noticed anyway
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a config's relative paths stay what they were
 }
 # What another attempt would run into again: these come of the config or the data, not of the cluster.
@@ -216,6 +217,9 @@ def _rank(arguments: dict[str, Any]) -> None:
     scratch = Path(tempfile.mkdtemp(prefix="textvae-"))
     try:
         with _logging_to(attempt, rank):
+            if rank == 0:
+                # The attempt counts as running from its ranks' first word on; preparing data can take long.
+                logger.info("%d rank(s) started", world_size)
             config = parse(Config, arguments["config"])
             store = Artifacts(arguments["storage"])
             device, group = _device(arguments["gpus"], world_size)
