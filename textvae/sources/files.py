@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -113,7 +114,7 @@ def _text(value: Any, name: str, row: int, column: str) -> str:
 
 
 def _label(value: Any, name: str, row: int, column: str) -> int | None:
-    plain = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
+    plain = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
     key = "" if plain is None else str(plain).strip().lower()
     if key not in _LABELS:
         raise SourceError(
@@ -174,10 +175,18 @@ def _delimited(delimiter: str) -> Callable[[str, list[str], str | None], _Rows]:
         )
         with _open(name) as stream:
             row = 0
-            for batch in pa.csv.open_csv(stream, how, parse, convert):
-                for values in zip(*(batch.column(column).to_pylist() for column in columns), strict=True):
-                    row += 1
-                    yield row, values
+            try:
+                for batch in pa.csv.open_csv(stream, how, parse, convert):
+                    for values in zip(*(batch.column(column).to_pylist() for column in columns), strict=True):
+                        row += 1
+                        yield row, values
+            except pa.ArrowInvalid as error:
+                named = re.search(r"Row #(\d+): (.*)", str(error), re.DOTALL)
+                if named is None:
+                    raise
+                # pyarrow counts the header as a row, and shows the whole of a wrong one.
+                what = textwrap.shorten(named[2], 200)
+                raise SourceError(f"{name}, row {int(named[1]) - 1}: cannot be parsed: {what}") from error
 
     return read
 

@@ -79,7 +79,7 @@ class Reviews:
         first = 0
         for part in self.parts:
             where = np.flatnonzero((rows >= first) & (rows < first + part.size))
-            located = part.locate(rows[where] - first)
+            located = part.locate(rows[where] - first) if where.size else where
             first += part.size
             order = np.argsort(located, kind="stable")
             where, located = where[order], located[order]
