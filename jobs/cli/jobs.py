@@ -117,7 +117,7 @@ def cancel(jobs: tuple[str, ...], as_json: bool) -> None:
         return
     for was, job in zip(before, after, strict=True):
         if was.state.final:
-            click.echo(f"{job.id}  had {job.state} before")
+            click.echo(f"{job.id}  was {job.state} already")
         else:
             click.echo(f"{job.id}  {'cancelled' if job.state.final else 'stops, with a checkpoint'}")
 
@@ -168,7 +168,7 @@ def waits_for(job: Job) -> str | None:
     unfit = [event for event in store.events(job.id) if event.kind == "unfit"]
     needs = needs_of(job.cpus, job.gpus)
     if unfit:
-        return f"a larger cluster: it needs {needs}, more than there is in all"
+        return f"a larger cluster: {unfit[-1].detail.get('reason', f'it needs {needs}')}"
     ahead = [other.id for other in store.queued()].index(job.id)
     busy = store.jobs((JobState.RUNNING,))
     taken = f"running jobs hold {needs_of(sum(b.cpus for b in busy), sum(b.gpus for b in busy))}"
@@ -232,7 +232,7 @@ def describe_progress(progress: dict[str, Any]) -> str:
 def _show_attempts(attempts: list[Attempt], checkpoints: list[Checkpoint]) -> None:
     if not attempts:
         return
-    names = {checkpoint.id: f"{checkpoint.name} of {checkpoint.attempt}" for checkpoint in checkpoints}
+    names = {checkpoint.id: f"{checkpoint.name} of attempt {checkpoint.attempt}" for checkpoint in checkpoints}
     now = datetime.now(UTC)
     output.heading("attempts")
     output.table(

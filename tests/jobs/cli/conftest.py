@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from click.testing import CliRunner, Result
+
+from jobs.cli import main
+from jobs.cli import service as opened
+from jobs.config import JobConfig
+from jobs.service import Service
+from jobs.settings import Settings
+from jobs.store import AttemptState, Cause, Checkpoint, Job, NewCheckpoint, NewReport, Store
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def offline(settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """Calls the command line on the home of `settings`, with no Redis: `offline("list", "--json")`."""
+    for name in ("TEXTVAE_REDIS_URL", "TEXTVAE_DATABASE_URL", "TEXTVAE_STORAGE", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TEXTVAE_HOME", str(settings.home))
+
+    def run(*words: str, **more: str) -> Result:
+        opened.forget()
+        return CliRunner().invoke(main, list(words), catch_exceptions=False, **more)  # type: ignore[arg-type]
+
+    yield run
+    opened.forget()
+
+
+@pytest.fixture
+def run(offline: Run, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Calls the command line on the home of `settings`, with a real Redis."""
+    monkeypatch.setenv("TEXTVAE_REDIS_URL", str(settings.redis_url))
+    return offline
+
+
+@pytest.fixture
+def trained(store: Store, service: Service, config: JobConfig) -> Job:
+    """A job that lost an attempt, then succeeded: three epochs, a checkpoint each, model version 1 of the second."""
+    job = service.submit(config, owner="ada", id="abc12345").job
+    store.open_attempt(job.id, 1, "dispatcher")
+    store.join_attempt(job.id, 1, host="somewhere", resumed_from=None)
+    store.start_attempt(job.id, 1)
+    first = _epoch(store, job, 1, 1, 0.6)
+    service.finish(job.id, 1, AttemptState.LOST, by="dispatcher", cause=Cause.DIED, error="the node went away")
+    store.open_attempt(job.id, 2, "dispatcher")
+    store.join_attempt(job.id, 2, host="elsewhere", resumed_from=first.id)
+    store.start_attempt(job.id, 2)
+    best = _epoch(store, job, 2, 2, 0.9)
+    number = store.reserve_version(job.id, 2, "reviews")
+    store.record_version(
+        job.id,
+        2,
+        model="reviews",
+        version=number,
+        checkpoint=best.id,
+        location=f"models/reviews/{number}",
+        metric="sentiment_accuracy",
+        mode="max",
+        reason="the first one",
+    )
+    _epoch(store, job, 2, 3, 0.8)
+    return service.finish(job.id, 2, AttemptState.SUCCEEDED, by="attempt")
+
+
+def _epoch(store: Store, job: Job, attempt: int, epoch: int, accuracy: float) -> Checkpoint:
+    metrics = {"loss": 10.0 / epoch, "sentiment_accuracy": accuracy, "token_accuracy": 0.25, "kl": 3.5}
+    report = NewReport(epoch, 10 * epoch, 1.5, 2000.0, {"loss": 11.0 / epoch}, metrics)
+    checkpoint = NewCheckpoint(
+        name=f"epoch-{epoch:02}",
+        location=f"jobs/{job.id}/attempt-{attempt}/epoch-{epoch:02}",
+        digest=f"{epoch:064x}",
+        epoch=epoch,
+        step=10 * epoch,
+        batch=0,
+        value=accuracy,
+        metrics=metrics,
+    )
+    return store.record_checkpoint(job.id, attempt, checkpoint, report)
