@@ -6,22 +6,27 @@ same on Ray Serve, where `user_config` says which model versions to serve.
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
+import ray
 import torch
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from ray import serve
+from ray.serve._private import replica
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.serving import schemas
 from cluster.serving.control import DEPLOYMENT
 from cluster.serving.models import Loaded, Models, Refused
+
+logger = logging.getLogger("textvae.serving")
 
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 422: "invalid"}
 
@@ -108,6 +113,7 @@ class TextVAE:
     def __init__(self) -> None:
         # Each of the two threads that use the models computes on one core: more would only take turns.
         torch.set_num_threads(1)
+        _keep_to_loopback()
         self.models = Models()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -119,6 +125,23 @@ class TextVAE:
 
 
 application = TextVAE.bind()  # type: ignore[attr-defined]
+
+
+def _keep_to_loopback() -> None:
+    """On a node that is on loopback, let this replica listen there too.
+
+    A replica opens a port for calls from other deployments on all interfaces, whatever the node's address
+    is, and Serve has no setting for it. (The token guards that port, but nobody outside should see it.)
+    """
+    if ray.util.get_node_ip_address() != "127.0.0.1":
+        return
+    bind = getattr(replica, "add_port_to_grpc_server", None)
+    if bind is None:
+        logger.warning("cannot keep Serve's inner port to loopback with ray %s", ray.__version__)
+        return
+    replica.add_port_to_grpc_server = lambda server, address: bind(
+        server, address.replace("[::]", "127.0.0.1")
+    )
 
 
 def _written(texts: list[str]) -> list[str]:

@@ -109,7 +109,7 @@ class _Start:
                     "redis: this home's own Redis runs; take the stack down before using another"
                 )
             self._record(None, redis_url=url, own_redis=False)
-        self._wait("redis", lambda: parts.redis_answers(self.stack.redis_url), 30)
+        self._wait("redis", lambda: parts.redis_answers(self.stack.redis_url), min(30, self.timeout))
 
     def ray(self, address: str | None, cpus: float | None, dashboard_port: int | None) -> None:
         running = self.stack.process("ray")
@@ -290,7 +290,7 @@ def status(home: Path) -> list[PartStatus]:
 
 
 def _end_part(process: Process) -> int:
-    """Ray's head is asked alone: it drains its node and ends its own children, in seconds.
+    """Ray's head is asked alone: it ends its own children in order, in seconds.
 
     Asked all at once, they wait for each other until they are killed.
     """

@@ -194,6 +194,8 @@ def start_ray(
         # and metrics ports listen on all interfaces. It only says: this node is a cluster of its own.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # A head that ends has no other node to move its actors to; waiting for that takes 30 s.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     }
     environment.pop("RAY_ADDRESS", None)
     return processes.start("ray", argv, environment, paths.log("ray"))
