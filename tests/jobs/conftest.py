@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,19 @@ class RedisServer:
     @property
     def running(self) -> bool:
         return self._process is not None
+
+
+class Clock:
+    """A clock that goes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2030, 1, 1, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def forward(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
 
 
 @pytest.fixture(scope="session")
@@ -154,3 +168,11 @@ def add_job(store: Store, config: JobConfig) -> Callable[..., Job]:
         return job
 
     return add
+
+
+@pytest.fixture
+def clock(store: Store) -> Clock:
+    """The store's clock."""
+    clock = Clock()
+    store.clock = clock
+    return clock

@@ -5,11 +5,11 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
 import pytest
+from sqlalchemy import insert
 
 from jobs.config import JobConfig, default_owner, from_mapping
 from jobs.queue import Queue
@@ -26,8 +26,9 @@ from jobs.store import (
     NotFound,
     Store,
 )
+from jobs.store.tables import JobRow
 
-from .conftest import RedisServer
+from .conftest import Clock, RedisServer
 
 AddJob = Callable[..., Job]
 
@@ -40,27 +41,6 @@ class Cluster:
 
     def state(self, name: str) -> Literal["alive", "dead", "unknown"]:
         return self.states[name.replace("-", "_")]
-
-
-class Clock:
-    """A clock that goes when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = datetime(2030, 1, 1, tzinfo=UTC)
-
-    def __call__(self) -> datetime:
-        return self.now
-
-    def forward(self, seconds: float) -> None:
-        self.now += timedelta(seconds=seconds)
-
-
-@pytest.fixture
-def clock(store: Store) -> Clock:
-    """The store's clock."""
-    clock = Clock()
-    store.clock = clock
-    return clock
 
 
 @pytest.fixture
@@ -204,19 +184,20 @@ def test_an_ended_attempt_gives_its_lease_back_and_queues_its_job(service: Servi
 def test_emptying_redis_loses_nothing(
     service: Service, store: Store, config: JobConfig, redis_server: RedisServer
 ):
-    random.seed(5)
-    for n in range(1000):
-        store.add_job(
-            f"job-{n:04}",
-            config={},
-            name="reviews",
-            owner="ada",
-            priority=random.randint(-3, 3),
-            ranks=1,
-            cpus=1,
-            gpus=0,
-            attempt_limit=3,
-        )
+    priorities = random.Random(5)
+    values = {"name": "reviews", "owner": "ada", "ranks": 1, "cpus": 1, "gpus": 0, "attempt_limit": 3}
+    rows = [
+        {
+            "id": f"job-{n:04}",
+            "priority": priorities.randint(-3, 3),
+            "config": {},
+            "state": "queued",
+            **values,
+        }
+        for n in range(1000)
+    ]
+    with store.writing() as connection:
+        connection.execute(insert(JobRow).values(attempt=0, created=store.clock()), rows)
     service.reconcile_queue()
     before = list(service.queue.entries())
     assert before == [job.id for job in store.queued()]
