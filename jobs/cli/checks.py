@@ -112,7 +112,7 @@ def redis_server() -> Result:
     except StackError as error:
         given = service.settings().origins.get("redis_url") == "TEXTVAE_REDIS_URL"
         return Result("redis-server", "warn" if given else "fail", str(error))
-    note = "" if _mended(version) else f"; {_CVE}: it is kept to this machine and behind a generated password"
+    note = "" if mended(version) else f"; {_CVE}: it is kept to this machine and behind a generated password"
     return Result("redis-server", "ok", f"{'.'.join(map(str, version))} at {path}{note}")
 
 
@@ -127,7 +127,7 @@ def redis() -> Result:
         version = service.queue().ping()
     except QueueUnavailable as error:
         return Result("redis", "fail", str(error))
-    if settings.origins.get("redis_url") == "TEXTVAE_REDIS_URL" and not _mended(
+    if settings.origins.get("redis_url") == "TEXTVAE_REDIS_URL" and not mended(
         tuple(int(part) for part in version.split(".")[:3])
     ):
         return Result("redis", "warn", f"version {version} answers; {_CVE}: upgrade that server")
@@ -138,7 +138,7 @@ _CVE = "older than the fix of CVE-2025-49844 (Lua; it takes a client that knows 
 _MENDED = {(6, 2): 20, (7, 2): 11, (7, 4): 6, (8, 0): 4, (8, 2): 2}  # the first mended version of each line
 
 
-def _mended(version: tuple[int, ...]) -> bool:
+def mended(version: tuple[int, ...]) -> bool:
     line = version[:2]
     return version[2] >= _MENDED[line] if line in _MENDED else line > max(_MENDED)
 

@@ -168,7 +168,7 @@ def waits_for(job: Job) -> str | None:
     unfit = [event for event in store.events(job.id) if event.kind == "unfit"]
     needs = needs_of(job.cpus, job.gpus)
     if unfit:
-        return f"a larger cluster: {unfit[-1].detail.get('reason', f'it needs {needs}')}"
+        return f"a larger cluster: it {unfit[-1].detail['reason']}"
     ahead = [other.id for other in store.queued()].index(job.id)
     busy = store.jobs((JobState.RUNNING,))
     taken = f"running jobs hold {needs_of(sum(b.cpus for b in busy), sum(b.gpus for b in busy))}"
@@ -232,7 +232,9 @@ def describe_progress(progress: dict[str, Any]) -> str:
 def _show_attempts(attempts: list[Attempt], checkpoints: list[Checkpoint]) -> None:
     if not attempts:
         return
-    names = {checkpoint.id: f"{checkpoint.name} of attempt {checkpoint.attempt}" for checkpoint in checkpoints}
+    names = {
+        checkpoint.id: f"{checkpoint.name} of attempt {checkpoint.attempt}" for checkpoint in checkpoints
+    }
     now = datetime.now(UTC)
     output.heading("attempts")
     output.table(

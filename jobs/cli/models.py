@@ -145,30 +145,30 @@ def export(model: str, folder: Path, version: int | None, as_json: bool) -> None
     found = service.store().version(model, version)
 
     from textvae.artifacts import Artifacts
-    from textvae.checkpoint import verify
 
     settings = service.settings()
-    fetched = Artifacts(settings.storage).fetch(found.location, settings.cache)
-    _copy(fetched, folder)
-    digest = verify(folder, digest=found.digest)
+    _copy(Artifacts(settings.storage).fetch(found.location, settings.cache), folder, found.digest)
     if as_json:
         output.emit_json(
-            {"model": model, "version": found.version, "folder": folder.absolute(), "digest": digest}
+            {"model": model, "version": found.version, "folder": folder.absolute(), "digest": found.digest}
         )
     else:
         click.echo(folder)
-        output.talk(f"{model} version {found.version}, SHA-256 {digest[:12]}, of job {found.job}")
+        output.talk(f"{model} version {found.version}, SHA-256 {found.digest[:12]}, of job {found.job}")
 
 
-def _copy(source: Path, target: Path) -> None:
-    """Copy a folder, whole or not at all."""
+def _copy(source: Path, target: Path, digest: str) -> None:
+    """Copy a checkpoint, whole and verified or not at all."""
     import shutil
     import tempfile
+
+    from textvae.checkpoint import verify
 
     try:
         target.absolute().parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.absolute().parent, prefix=f".{target.name}.") as beside:
             shutil.copytree(source, Path(beside) / "copy")
+            verify(Path(beside) / "copy", digest=digest)
             (Path(beside) / "copy").rename(target)
     except OSError as error:
         raise errors.Failure(f"{target} cannot be written: {error.strerror or error}") from error

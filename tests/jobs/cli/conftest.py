@@ -39,13 +39,15 @@ def run(offline: Run, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Ru
 
 @pytest.fixture
 def trained(store: Store, service: Service, config: JobConfig) -> Job:
-    """A job that lost an attempt, then succeeded: three epochs, a checkpoint each, model version 1 of the second."""
+    """A job that lost an attempt, then succeeded: three epochs, the second of which made model version 1."""
     job = service.submit(config, owner="ada", id="abc12345").job
     store.open_attempt(job.id, 1, "dispatcher")
     store.join_attempt(job.id, 1, host="somewhere", resumed_from=None)
     store.start_attempt(job.id, 1)
     first = _epoch(store, job, 1, 1, 0.6)
-    service.finish(job.id, 1, AttemptState.LOST, by="dispatcher", cause=Cause.DIED, error="the node went away")
+    service.finish(
+        job.id, 1, AttemptState.LOST, by="dispatcher", cause=Cause.DIED, error="the node went away"
+    )
     store.open_attempt(job.id, 2, "dispatcher")
     store.join_attempt(job.id, 2, host="elsewhere", resumed_from=first.id)
     store.start_attempt(job.id, 2)

@@ -29,7 +29,7 @@ def meanwhile(act: Callable[[], object]) -> Iterator[None]:
     def work() -> None:
         try:
             act()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised below, on the thread of the test
             failures.append(error)
 
     thread = threading.Thread(target=work)
@@ -154,7 +154,9 @@ def test_submit_and_wait_exits_with_the_jobs_code(run: Run, store: Store, servic
         while not store.jobs():
             bell.wait(1)
         store.open_attempt("night", 1, "dispatcher")
-        service.finish("night", 1, AttemptState.FAILED, by="attempt", cause=Cause.BAD_CONFIG, error="no column")
+        service.finish(
+            "night", 1, AttemptState.FAILED, by="attempt", cause=Cause.BAD_CONFIG, error="no column"
+        )
 
     with meanwhile(fail):
         result = run("submit", "quickstart", "--id", "night", "--wait", "--json")
@@ -170,7 +172,9 @@ def test_wait_gives_up_with_124(run: Run, trained: Job, add_job: Callable[..., J
     assert "1 of 2 jobs had not ended after 0.05 s" in result.stderr
 
 
-def test_the_worst_of_several_jobs_decides(run: Run, store: Store, trained: Job, add_job: Callable[..., Job]) -> None:
+def test_the_worst_of_several_jobs_decides(
+    run: Run, store: Store, trained: Job, add_job: Callable[..., Job]
+) -> None:
     add_job("job-a")
     store.request_cancel("job-a", "ada")
     assert run("wait", "abc", "job-a").exit_code == 5
@@ -184,7 +188,9 @@ def write_log(settings: Settings, job: str, number: int, text: str) -> Path:
     return path
 
 
-def test_logs_prints_the_newest_attempts_or_the_one_asked_for(run: Run, trained: Job, settings: Settings) -> None:
+def test_logs_prints_the_newest_attempts_or_the_one_asked_for(
+    run: Run, trained: Job, settings: Settings
+) -> None:
     write_log(settings, trained.id, 1, "first\n")
     write_log(settings, trained.id, 2, "second\n")
     assert run("logs", "abc").stdout == "second\n"

@@ -53,8 +53,14 @@ def test_submit_without_redis_records_the_job_and_says_when_it_starts(offline: R
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--set", "training.epoch=3"], "training.epoch: unknown key; the nearest known one is training.epochs"),
-        (["--set", "training.epochs=0"], "training.epochs: input should be greater than or equal to 1 (got 0)"),
+        (
+            ["--set", "training.epoch=3"],
+            "training.epoch: unknown key; the nearest known one is training.epochs",
+        ),
+        (
+            ["--set", "training.epochs=0"],
+            "training.epochs: input should be greater than or equal to 1 (got 0)",
+        ),
         (["--set", "training"], "must be KEY=VALUE"),
         (["--name", "Bad Name"], "is not a model name"),
         (["--priority", "5000"], "5000 is not in the range"),
@@ -84,7 +90,18 @@ def test_list_is_plain_text_in_a_pipe(run: Run, add_job: Callable[..., Job]) -> 
     add_job("older-job")
     add_job("newer-job", priority=5)
     lines = run("list").stdout.splitlines()
-    assert lines[0].split() == "JOB MODEL STATE OWNER PRIORITY ATTEMPT RANKS WAITED RAN SUBMITTED".split()
+    assert lines[0].split() == [
+        "JOB",
+        "MODEL",
+        "STATE",
+        "OWNER",
+        "PRIORITY",
+        "ATTEMPT",
+        "RANKS",
+        "WAITED",
+        "RAN",
+        "SUBMITTED",
+    ]
     assert [line.split()[0] for line in lines[1:]] == ["newer-job", "older-job"]
     assert all(len(line.split()) == 11 for line in lines[1:])  # the time is two words; nothing is empty
     assert "\x1b" not in "".join(lines)
@@ -159,7 +176,7 @@ def test_show_of_a_queued_job_says_what_it_waits_for(
     add_job("job-c", priority=1)
     assert reason("job-b") == "1 job ahead of it; running jobs hold 2 CPUs"
     store.note_unfit("job-b", "dispatcher", "needs 4 CPUs, the cluster has 2")
-    assert reason("job-b") == "a larger cluster: needs 4 CPUs, the cluster has 2"
+    assert reason("job-b") == "a larger cluster: it needs 4 CPUs, the cluster has 2"
     monkeypatch.delenv("TEXTVAE_REDIS_URL")
     assert reason("job-c") == "the service, which is not up: textvae-jobs up"
 
@@ -207,7 +224,9 @@ def test_retry_takes_failed_and_cancelled_jobs_only(
     assert refused.exit_code == 2
     assert refused.stderr == "error: job job-a is queued; only a failed or cancelled job can be retried\n"
     store.open_attempt("job-a", 1, "dispatcher")
-    service.finish("job-a", 1, AttemptState.FAILED, by="attempt", cause=Cause.BAD_CONFIG, error="no such column")
+    service.finish(
+        "job-a", 1, AttemptState.FAILED, by="attempt", cause=Cause.BAD_CONFIG, error="no such column"
+    )
     assert store.job("job-a").state == "failed"
     assert run("retry", "job-a").stdout == "job-a\n"
     assert store.job("job-a").state == "queued"
