@@ -184,7 +184,9 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     # "body" stands first in every location; a body that is no JSON has a position behind it instead of a key.
     path = [str(part) for part in first["loc"] if part != "body"]
     field = None if first["type"] == "json_invalid" else ".".join(path) or None
-    message = f"{field}: {first['msg']}" if field else f"the body: {first['msg']}"
+    message = f"{field}: {first['msg']}"
+    if field is None:
+        message = "the body must be a JSON object, sent with Content-Type: application/json"
     if first["type"] == "json_invalid":
         message = f"the body is not JSON: {first['ctx']['error']} at character {path[0]}"
     return _error(422, "invalid", message + (f" (and {len(others)} more)" if others else ""), field)

@@ -6,14 +6,13 @@ import asyncio
 import logging
 import os
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ray import serve
-
+from cluster.serving.batching import Batcher
 from cluster.serving.schemas import MAX_TEXTS
 from textvae import checkpoint
 from textvae.artifacts import fetch
@@ -24,7 +23,6 @@ logger = logging.getLogger("textvae.serving")
 
 Result = TypeVar("Result")
 
-_BATCH_WAIT = 0.002  # seconds that a request waits for company
 _RETRY = 30.0  # seconds until a version that could not be loaded is tried again
 
 
@@ -46,25 +44,13 @@ class Wanted:
     digest: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Loaded:
-    """A model version in memory."""
+    """A model version in memory. A request is answered whole by the one that it met."""
 
     wanted: Wanted
     predictor: Predictor
     metrics: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class _Question:
-    """Texts of one request, with the version that answers all of them whatever rolls in meanwhile."""
-
-    loaded: Loaded
-    texts: list[str]
-
-
-def _texts(questions: Sequence[_Question]) -> int:
-    return sum(len(question.texts) for question in questions)
 
 
 class Models:
@@ -85,9 +71,8 @@ class Models:
         self._quick = ThreadPoolExecutor(1, thread_name_prefix="quick")
         self._slow = ThreadPoolExecutor(1, thread_name_prefix="slow")
         # Batches count texts, not requests, so that one large request does not swell everyone's.
-        batch = serve.batch(max_batch_size=MAX_TEXTS, batch_wait_timeout_s=_BATCH_WAIT, batch_size_fn=_texts)
-        self._sentiments = batch(self._answer_sentiments)
-        self._embeddings = batch(self._answer_embeddings)
+        self._sentiments = Batcher(_sentiments, limit=MAX_TEXTS, executor=self._quick)
+        self._embeddings = Batcher(_embeddings, limit=MAX_TEXTS, executor=self._quick)
 
     async def serve(self, desired: Mapping[str, Mapping[str, Any]], default: str | None = None) -> None:
         """Serve exactly these versions; requests are answered by the earlier ones until the swap.
@@ -151,43 +136,24 @@ class Models:
 
     async def sentiment(self, loaded: Loaded, texts: list[str]) -> list[tuple[float, bool]]:
         """For each text the probability that it is positive, and whether it was cut."""
-        return await self._sentiments(_Question(loaded, texts))
+        return await self._sentiments(loaded, texts)
 
     async def embed(self, loaded: Loaded, texts: list[str]) -> list[list[float]]:
         """For each text its latent mean."""
-        return await self._embeddings(_Question(loaded, texts))
+        return await self._embeddings(loaded, texts)
 
     async def write(self, work: Callable[[], Result]) -> Result:
         """Do slow work of a predictor beside the quick questions."""
         return await asyncio.get_running_loop().run_in_executor(self._slow, work)
 
-    async def _answer_sentiments(self, questions: list[_Question]) -> list[list[tuple[float, bool]]]:
-        def answer(predictor: Predictor, texts: list[str]) -> list[tuple[float, bool]]:
-            return list(zip(predictor.sentiment(texts), predictor.truncated(texts), strict=True))
 
-        return await self._grouped(questions, answer)
+def _sentiments(loaded: Loaded, texts: list[str]) -> list[tuple[float, bool]]:
+    predictor = loaded.predictor
+    return list(zip(predictor.sentiment(texts), predictor.truncated(texts), strict=True))
 
-    async def _answer_embeddings(self, questions: list[_Question]) -> list[list[list[float]]]:
-        return await self._grouped(questions, lambda predictor, texts: predictor.embed(texts).tolist())
 
-    async def _grouped(
-        self, questions: list[_Question], answer: Callable[[Predictor, list[str]], list[Result]]
-    ) -> list[list[Result]]:
-        """Answer all questions to one version at once, and give each its own part."""
-        groups: dict[int, list[int]] = {}
-        for position, question in enumerate(questions):
-            groups.setdefault(id(question.loaded), []).append(position)
-        answers: list[list[Result]] = [[] for _ in questions]
-        for positions in groups.values():
-            predictor = questions[positions[0]].loaded.predictor
-            texts = [text for position in positions for text in questions[position].texts]
-            work: Awaitable[list[Result]] = asyncio.get_running_loop().run_in_executor(
-                self._quick, answer, predictor, texts
-            )
-            given = iter(await work)
-            for position in positions:
-                answers[position] = [next(given) for _ in questions[position].texts]
-        return answers
+def _embeddings(loaded: Loaded, texts: list[str]) -> list[list[float]]:
+    return loaded.predictor.embed(texts).tolist()
 
 
 def read(wanted: Wanted) -> Loaded:

@@ -1,0 +1,342 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from cluster import serving, stack
+from cluster.serving.models import Loaded, Models, Wanted, read
+from cluster.stack import parts
+
+TEXTS = ["a lovely film", "a dull plot and a bad actor", "the actor was fine"]
+LONG = "word " * 200
+
+
+@dataclass(frozen=True)
+class Version:
+    """A checkpoint of random weights, as the store records a model version."""
+
+    number: int
+    folder: Path
+    digest: str
+
+    def desired(self) -> dict[str, Any]:
+        return {"version": self.number, "location": str(self.folder), "digest": self.digest}
+
+
+def save(folder: Path, number: int) -> Version:
+    import torch
+
+    from textvae import checkpoint, vocabulary
+    from textvae.config import Config, parse
+    from textvae.model import TextVAE
+
+    config = parse(
+        Config,
+        {
+            "vocabulary": {"kind": "words", "size": 60, "max_length": 12},
+            "model": {"embedding": 8, "encoder_hidden": 8, "latent": 4, "decoder_hidden": 8},
+        },
+    )
+    torch.manual_seed(number)
+    words = vocabulary.build(config.vocabulary, TEXTS)
+    model = TextVAE(config, words.size)
+    digest = checkpoint.save(
+        folder,
+        model=model,
+        optimizer=torch.optim.Adam(model.parameters()),
+        config=config,
+        vocabulary=words,
+        position=checkpoint.Position(1, 10, 0),
+        metrics={"validation": {"sentiment_accuracy": 0.5 + number / 10, "kl": None}},
+    )
+    return Version(number, folder, digest)
+
+
+@pytest.fixture(scope="module")
+def versions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Version, Version]:
+    folder = tmp_path_factory.mktemp("versions")
+    return save(folder / "one", 1), save(folder / "two", 2)
+
+
+@asynccontextmanager
+async def client(models: Models) -> AsyncIterator[httpx.AsyncClient]:
+    from cluster.serving.app import create
+
+    transport = httpx.ASGITransport(create(models))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as asked:
+        yield asked
+
+
+@pytest.fixture(scope="module")
+def answers(versions: tuple[Version, Version]) -> dict[str, httpx.Response]:
+    """Every kind of request to one model, asked once."""
+    asked: dict[str, tuple[str, Any]] = {
+        "sentiment": ("/v1/sentiment", {"texts": [*TEXTS, LONG]}),
+        "embed": ("/v1/embed", {"texts": TEXTS, "model": "film"}),
+        "reconstruct": ("/v1/reconstruct", {"texts": TEXTS}),
+        "sample": ("/v1/sample", {"n": 3, "seed": 5, "temperature": 0.5}),
+        "sample again": ("/v1/sample", {"n": 3, "seed": 5, "temperature": 0.5}),
+        "unseeded": ("/v1/sample", {}),
+        "interpolate": ("/v1/interpolate", {"a": TEXTS[0], "b": TEXTS[1], "steps": 4}),
+        "unknown model": ("/v1/sentiment", {"texts": TEXTS, "model": "flim"}),
+        "blank": ("/v1/embed", {"texts": ["fine", " \n"]}),
+        "blank end": ("/v1/interpolate", {"a": "fine", "b": " "}),
+        "no text": ("/v1/sentiment", {"texts": []}),
+        "many texts": ("/v1/sentiment", {"texts": ["x"] * 65}),
+        "long text": ("/v1/sentiment", {"texts": ["fine", "x" * 10_001]}),
+        "unknown key": ("/v1/sentiment", {"texts": TEXTS, "modle": "film"}),
+        "steps": ("/v1/interpolate", {"a": "x", "b": "y", "steps": 33}),
+        "large": ("/v1/sentiment", {"texts": ["x" * 1_000_001]}),
+        "not json": ("/v1/sentiment", b"{texts"),
+        "a list": ("/v1/sentiment", TEXTS),
+        "nowhere": ("/v1/nothing", {}),
+    }
+
+    async def ask() -> dict[str, httpx.Response]:
+        models = Models()
+        await models.serve({"film": versions[0].desired()})
+        async with client(models) as http:
+            given = {
+                name: await http.post(path, content=body, headers={"content-type": "application/json"})
+                if isinstance(body, bytes)
+                else await http.post(path, json=body)
+                for name, (path, body) in asked.items()
+            }
+            given["models"] = await http.get("/v1/models")
+            given["healthz"] = await http.get("/healthz")
+            given["wrong method"] = await http.get("/v1/sentiment")
+            given["openapi"] = await http.get("/openapi.json")
+            return given
+
+    return asyncio.run(ask())
+
+
+def test_the_answers_are_the_predictor_s(
+    answers: dict[str, httpx.Response], versions: tuple[Version, Version]
+) -> None:
+    from textvae.predict import Predictor
+
+    predictor = Predictor.load(versions[0].folder)
+    told = answers["sentiment"].json()
+    assert (told["model"], told["version"]) == ("film", 1)
+    assert [r["positive"] for r in told["results"]] == pytest.approx(
+        predictor.sentiment([*TEXTS, LONG]), abs=1e-6
+    )
+    assert [r["truncated"] for r in told["results"]] == [False, False, False, True]
+    for result in told["results"]:
+        assert result["label"] == ("positive" if result["positive"] >= 0.5 else "negative")
+    assert answers["embed"].json()["dimensions"] == 4
+    for given, wanted in zip(answers["embed"].json()["vectors"], predictor.embed(TEXTS), strict=True):
+        assert given == pytest.approx(wanted.tolist(), abs=1e-6)
+    assert answers["reconstruct"].json()["texts"] == predictor.reconstruct(TEXTS)
+    assert answers["interpolate"].json()["texts"] == predictor.interpolate(TEXTS[0], TEXTS[1], 4)
+    assert answers["sample"].json()["texts"] == predictor.sample(3, 5, 0.5)
+    assert answers["sample"].json() == answers["sample again"].json()
+    unseeded = answers["unseeded"].json()
+    assert unseeded["texts"] == predictor.sample(1, unseeded["seed"], 1.0)
+
+
+def test_what_is_served_is_listed_with_its_metrics(
+    answers: dict[str, httpx.Response], versions: tuple[Version, Version]
+) -> None:
+    assert answers["models"].json() == {
+        "models": [
+            {
+                "name": "film",
+                "version": 1,
+                "digest": versions[0].digest,
+                "objective": "elbo",
+                "latent": 4,
+                "max_length": 12,
+                "metrics": {"sentiment_accuracy": 0.6},
+            }
+        ],
+        "default": "film",
+        "problems": [],
+    }
+    assert (answers["healthz"].status_code, answers["healthz"].json()) == (
+        200,
+        {"status": "ok", "models": ["film"]},
+    )
+    assert set(answers["openapi"].json()["paths"]) == {
+        "/v1/sentiment",
+        "/v1/embed",
+        "/v1/reconstruct",
+        "/v1/sample",
+        "/v1/interpolate",
+        "/v1/models",
+        "/healthz",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "code", "field", "reason"),
+    [
+        ("unknown model", 404, "unknown_model", "model", "no model is named 'flim'; served are: film"),
+        ("blank", 422, "invalid", "texts.1", "texts.1: the text is blank"),
+        ("blank end", 422, "invalid", "b", "b: the text is blank"),
+        ("no text", 422, "invalid", "texts", "at least 1 item"),
+        ("many texts", 422, "invalid", "texts", "at most 64 items"),
+        ("long text", 422, "invalid", "texts.1", "at most 10000 characters"),
+        ("unknown key", 422, "invalid", "modle", "Extra inputs are not permitted"),
+        ("steps", 422, "invalid", "steps", "less than or equal to 32"),
+        ("large", 413, "too_large", None, "more than 1,000,000 bytes"),
+        ("not json", 422, "invalid", None, "not JSON"),
+        ("a list", 422, "invalid", None, "must be a JSON object"),
+        ("nowhere", 404, "not_found", None, "POST /v1/nothing"),
+        ("wrong method", 405, "method_not_allowed", None, "GET /v1/sentiment"),
+    ],
+)
+def test_a_wrong_request_is_told_why(
+    answers: dict[str, httpx.Response], name: str, status: int, code: str, field: str | None, reason: str
+) -> None:
+    assert answers[name].status_code == status
+    error = answers[name].json()["error"]
+    assert error["code"] == code
+    assert error.get("field") == field
+    assert reason in error["message"]
+
+
+def test_requests_are_answered_together_each_by_the_version_it_met(versions: tuple[Version, Version]) -> None:
+    calls: list[tuple[int, int]] = []
+
+    def load(wanted: Wanted) -> Loaded:
+        loaded = read(wanted)
+        sentiment = loaded.predictor.sentiment
+
+        def counted(texts: list[str]) -> list[float]:
+            calls.append((wanted.version, len(texts)))
+            return sentiment(texts)
+
+        loaded.predictor.sentiment = counted  # type: ignore[method-assign, assignment]
+        return loaded
+
+    async def ask() -> list[list[tuple[float, bool]]]:
+        models = Models(load)
+        await models.serve({"film": versions[0].desired()})
+        old = models.get("film")
+        await models.serve({"film": versions[1].desired()})
+        new = models.get("film")
+        return await asyncio.gather(
+            *(models.sentiment(old if i % 2 else new, [t]) for i, t in enumerate(TEXTS * 4))
+        )
+
+    given = asyncio.run(ask())
+    assert sorted(calls) == [(1, 6), (2, 6)]
+    alone = [read(Wanted("film", **version.desired())).predictor for version in versions]
+    for i, text in enumerate(TEXTS * 4):
+        assert given[i][0][0] == pytest.approx(alone[0 if i % 2 else 1].sentiment([text])[0], abs=1e-6)
+
+
+def test_a_version_that_cannot_be_loaded_leaves_the_earlier_one(versions: tuple[Version, Version]) -> None:
+    async def ask() -> tuple[httpx.Response, ...]:
+        models = Models()
+        async with client(models) as http:
+            empty = await http.get("/healthz"), await http.post("/v1/sentiment", json={"texts": TEXTS})
+            await models.serve({"film": versions[0].desired()})
+            bad = versions[1].desired() | {"digest": "0" * 64}
+            await models.serve({"film": bad, "other": versions[1].desired()}, "other")
+            return (
+                *empty,
+                await http.get("/v1/models"),
+                await http.post("/v1/sentiment", json={"texts": TEXTS, "model": "film"}),
+                await http.post("/v1/sentiment", json={"texts": TEXTS}),
+            )
+
+    health, nothing, listed, film, default = asyncio.run(ask())
+    assert (health.status_code, health.json()) == (503, {"status": "no model", "models": []})
+    assert (nothing.status_code, nothing.json()["error"]["code"]) == (503, "no_model")
+    assert [(m["name"], m["version"]) for m in listed.json()["models"]] == [("film", 1), ("other", 2)]
+    (problem,) = listed.json()["problems"]
+    assert (problem["name"], problem["version"]) == ("film", 2)
+    assert "digest" in problem["reason"] or "SHA-256" in problem["reason"]
+    assert (film.status_code, film.json()["version"]) == (200, 1)
+    assert default.json()["model"] == "other"
+
+
+def test_several_models_without_a_default_must_be_named(versions: tuple[Version, Version]) -> None:
+    async def ask() -> httpx.Response:
+        models = Models()
+        await models.serve({"film": versions[0].desired(), "book": versions[1].desired()})
+        async with client(models) as http:
+            return await http.post("/v1/sentiment", json={"texts": TEXTS})
+
+    answer = asyncio.run(ask())
+    assert answer.status_code == 422
+    assert answer.json()["error"]["message"] == "several models are served, name one of: book, film"
+
+
+def test_a_version_must_say_where_it_is() -> None:
+    with pytest.raises(serving.ServingError, match="model film: the version to serve lacks digest"):
+        serving.apply({"film": {"version": 1, "location": "x"}}, dashboard_url="http://127.0.0.1:1")
+
+
+def test_a_dashboard_that_is_not_there_is_named() -> None:
+    url = f"http://127.0.0.1:{parts.free_port()}"
+    with pytest.raises(serving.ServingError, match=f"no answer from Ray's dashboard at {url}"):
+        serving.apply({}, dashboard_url=url, timeout=2)
+    with pytest.raises(serving.ServingError, match=f"no answer from the served application at {url}"):
+        serving.current(serve_url=url)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[stack.Stack]:
+    home = tmp_path_factory.mktemp("serving")
+    try:
+        yield stack.up(
+            home, dispatcher=None, cpus=1, dashboard_port=parts.free_port(), serve_port=parts.free_port()
+        )
+    finally:
+        stack.down(home)
+
+
+@pytest.mark.ray
+def test_a_new_version_rolls_in_without_a_failed_request(
+    running: stack.Stack, versions: tuple[Version, Version]
+) -> None:
+    first, second = ({"film": version.desired()} for version in versions)
+    where = {"dashboard_url": running.dashboard_url, "token": running.token()}
+    port = int(running.serve_url.rsplit(":", 1)[1])
+    serving.apply(first, http_port=port, **where)
+    serving.wait(first, serve_url=running.serve_url, timeout=60, **where)
+    seen: list[tuple[int, int]] = []
+    enough, stop = threading.Event(), threading.Event()
+
+    def hammer() -> None:
+        with httpx.Client(base_url=running.serve_url, trust_env=False) as http:
+            while not stop.is_set():
+                answer = http.post("/v1/sentiment", json={"texts": TEXTS})
+                seen.append((answer.status_code, answer.json().get("version", 0)))
+                if len(seen) >= 50:
+                    enough.set()
+
+    threads = [threading.Thread(target=hammer) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    assert enough.wait(30)
+    serving.apply(second, http_port=port, **where)
+    serving.wait(second, serve_url=running.serve_url, timeout=60, **where)
+    after = len(seen)
+    assert [model["version"] for model in serving.current(serve_url=running.serve_url).values()] == [2]
+    enough.clear()
+    stop.wait(0.5)
+    stop.set()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert {status for status, _ in seen} == {200}
+    assert {version for _, version in seen[:40]} == {1}
+    assert {version for _, version in seen[after + len(threads) :]} == {2}
+
+    bad = {"film": versions[0].desired() | {"version": 3, "digest": "0" * 64}}
+    serving.apply(bad, http_port=port, **where)
+    with pytest.raises(serving.ServingError, match="model film version 3: "):
+        serving.wait(bad, serve_url=running.serve_url, timeout=60, **where)
+    assert serving.current(serve_url=running.serve_url)["film"]["version"] == 2
