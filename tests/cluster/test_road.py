@@ -1,0 +1,111 @@
+"""The road of a job on a real Ray: dispatched, killed, resumed, promoted; and one that is cancelled."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.config import from_mapping
+from jobs.dispatcher import Dispatcher, Timings
+from jobs.queue import Queue
+from jobs.service import Service
+from jobs.settings import Settings
+from jobs.store import AttemptState, Cause, JobState, Store
+from jobs.wiring import RayLauncher
+from textvae import checkpoint
+from textvae.artifacts import Artifacts
+
+from ..jobs.conftest import RedisServer
+from .conftest import LocalRay
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture
+def settings(tmp_path: Path, local_ray: LocalRay) -> Iterator[Settings]:
+    redis = RedisServer(tmp_path)
+    redis.start()
+    home = tmp_path / "home"
+    yield Settings(
+        home=home,
+        database_url=f"sqlite:///{home / 'textvae.db'}",
+        storage=str(home / "storage"),
+        redis_url=redis.url,
+        ray_address=local_ray.address,
+        token_path=local_ray.token_path,
+    )
+    redis.stop()
+
+
+@pytest.fixture
+def service(settings: Settings) -> Iterator[Service]:
+    store, queue = Store(settings.database_url), Queue(settings.redis_url)
+    yield Service(store, queue)
+    queue.close()
+    store.close()
+
+
+@pytest.fixture
+def dispatching(settings: Settings, service: Service) -> Iterator[None]:
+    launcher = RayLauncher(settings)
+    stop = threading.Event()
+    dispatcher = Dispatcher(service, launcher, launcher.capacity, settings, timings=Timings(reconcile=1))
+    thread = threading.Thread(target=dispatcher.loop, args=(stop,))
+    thread.start()
+    yield
+    stop.set()
+    thread.join(30)
+    for attempt in service.store.attempts(active=True):
+        launcher.stop(attempt.actor)
+
+
+def until(what: Callable[[], Any], logs: Path, seconds: float = 90) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (value := what()):
+        if time.monotonic() > deadline:
+            raise AssertionError("\n".join(path.read_text() for path in logs.rglob("*.log")))
+        time.sleep(0.05)
+    return value
+
+
+def test_a_killed_attempt_is_resumed_and_a_cancelled_one_stops(
+    dispatching: None, service: Service, settings: Settings, small_config: dict[str, Any]
+):
+    store, logs = service.store, settings.logs
+    training = {**small_config["training"], "epochs": 60}  # type: ignore[dict-item]
+    config = from_mapping({**small_config, "training": training, "name": "road"})
+    killed = service.submit(config, id="killed").job.id
+    cancelled = service.submit(config.model_copy(update={"name": "other"}), id="cancelled").job.id
+
+    until(lambda: store.checkpoints(killed), logs)
+    log = settings.attempt_log(killed, 1).read_text()
+    process = re.search(r"process (\d+)", log)
+    assert process is not None
+    os.kill(int(process[1]), signal.SIGKILL)
+
+    until(lambda: store.checkpoints(cancelled), logs)
+    service.cancel(cancelled)
+    assert service.wait(cancelled, 60).state is JobState.CANCELLED
+    (attempt,) = store.attempts(cancelled)
+    assert (attempt.state, attempt.cause) == (AttemptState.CANCELLED, Cause.CANCELLED)
+    assert store.checkpoints(cancelled)[0].name.startswith(("step-", "epoch-"))
+
+    job = service.wait(killed, 120)
+    assert job.state is JobState.SUCCEEDED, settings.attempt_log(killed, job.attempt).read_text()
+    first, second = store.attempts(killed)
+    assert (first.state, first.cause) == (AttemptState.LOST, Cause.DIED)
+    assert second.resumed_from is not None
+    assert len(store.reports(killed)) == 60
+    version = store.version("road")
+    folder = Artifacts(settings.storage).fetch(version.location, settings.cache)
+    assert checkpoint.verify(folder, digest=version.digest)
+    kept = {c.location for c in store.checkpoints(killed)}
+    assert set(Artifacts(settings.storage).list(f"jobs/{killed}")) == kept
