@@ -116,16 +116,19 @@ class _Start:
         if address is not None:
             if running is not None:
                 raise StackError("ray: this home's own Ray runs; take the stack down before using another")
-            given = self.environment.get("RAY_AUTH_TOKEN_PATH")
-            default = Path("~/.ray/auth_token").expanduser()
-            token = Path(given) if given else default if default.exists() else None
+            # Where Ray itself looks for a token.
+            place = Path(self.environment.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+            token = place.resolve() if place.exists() else None
             environment = {**self.environment, **parts.ray_environment(token)}
+            found, dashboard_url = parts.find_ray(address, environment)
+            known = self.stack.serve_url if self.stack.ray_address == found else ""
             self._record(
                 None,
-                ray_address=address,
-                dashboard_url=parts.find_dashboard(address, environment),
+                ray_address=found,
+                dashboard_url=dashboard_url,
                 token_path=token,
                 temporary=None,
+                serve_url=known,
             )
         elif running is None:
             self._start_ray(cpus, dashboard_port)

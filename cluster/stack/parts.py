@@ -207,7 +207,6 @@ def ray_answers(dashboard_url: str, token: str | None) -> str:
 
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        # The list of Serve's applications needs the head, the raylet and the dashboard's own modules.
         answer = httpx.get(f"{dashboard_url}/api/version", headers=headers, timeout=3, trust_env=False)
     except httpx.HTTPError as error:
         raise StackError(f"ray: no answer from {dashboard_url}: {error}") from error
@@ -220,17 +219,15 @@ def ray_answers(dashboard_url: str, token: str | None) -> str:
     return f"dashboard {dashboard_url}, version {answer.json().get('ray_version', 'unknown')}"
 
 
-def find_dashboard(ray_address: str, environment: Mapping[str, str]) -> str:
-    """The dashboard's URL of a running Ray that was given by its address.
+def find_ray(ray_address: str, environment: Mapping[str, str]) -> tuple[str, str]:
+    """The address (host:port) and the dashboard's URL of a running Ray that was given as RAY_ADDRESS.
 
     Asked in a process of its own: the caller does not import ray, and a head that hangs costs no more
     than the time-out.
     """
     code = (
-        "import sys, ray; ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR', "
-        "configure_logging=False); print(ray.get_runtime_context().gcs_address); "
-        "print(ray._private.worker._global_node.address_info.get('webui_url') "
-        "or ray._private.worker.global_worker.node.webui_url)"
+        "import sys, ray; c = ray.init(sys.argv[1], log_to_driver=False, configure_logging=False); "
+        "print(c.address_info['gcs_address'], c.dashboard_url)"
     )
     try:
         told = subprocess.run(
@@ -246,9 +243,10 @@ def find_dashboard(ray_address: str, environment: Mapping[str, str]) -> str:
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise StackError(f"ray: RAY_ADDRESS {ray_address} cannot be reached: {last}") from error
-    if not told or told[-1] == "None":
-        raise StackError(f"ray: the cluster at {ray_address} has no dashboard; Serve needs it")
-    return f"http://{told[-1]}"
+    address, dashboard = told[-2:]
+    if dashboard in ("None", ""):
+        raise StackError(f"ray: the cluster at {ray_address} has no dashboard, and Serve needs it")
+    return address, f"http://{dashboard}"
 
 
 # --- Serve and the dispatcher --------------------------------------------------------------------------
