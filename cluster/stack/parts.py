@@ -28,6 +28,11 @@ LOOPBACK = "127.0.0.1"
 # "/session_2026-01-31_23-59-59_999999_4194304/sockets/plasma_store", 64 bytes.
 _LONGEST_TEMPORARY = 107 - 64
 
+# Without this, `ray start` replaces 127.0.0.1 by the machine's outer address and its head, raylet and metrics
+# ports listen on all interfaces; and a driver looks for the head there. It only says: this node is a cluster of
+# its own.
+_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
 # We pass tensors through files, not through Ray's object store.
 _OBJECT_STORE = 256 * 1024 * 1024
 
@@ -190,9 +195,7 @@ def start_ray(
         argv += ["--num-cpus", str(int(cpus))]
     environment = {
         **environment,
-        # Without this, `ray start` replaces 127.0.0.1 by the machine's outer address and its head, raylet
-        # and metrics ports listen on all interfaces. It only says: this node is a cluster of its own.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        **_ON_LOOPBACK,
         "RAY_USAGE_STATS_ENABLED": "0",
         # A head that ends has no other node to move its actors to; waiting for that takes 30 s.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
@@ -279,6 +282,7 @@ def driver_environment(home: Path, stack: Stack) -> dict[str, str]:
         "TEXTVAE_HOME": str(home),
         "TEXTVAE_REDIS_URL": stack.redis_url,
         "RAY_ADDRESS": stack.ray_address,
+        **({} if stack.temporary is None else _ON_LOOPBACK),
         **ray_environment(stack.token_path),
     }
 
