@@ -9,6 +9,7 @@ bit for bit on CPU.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import time
@@ -28,7 +29,7 @@ from textvae.batches import Batch, Batches, framing
 from textvae.checkpoint import Checkpoint, Position
 from textvae.config import Config
 from textvae.evaluate import Meter
-from textvae.model import TextVAE
+from textvae.model import TextVAE, frame_length
 from textvae.sources import Corpus, prepare
 from textvae.sources.permutation import key_of
 from textvae.vocabulary import Vocabulary
@@ -230,7 +231,7 @@ class _Loop:
         if ranks.rank == 0:
             count = sum(p.numel() for p in self.model.parameters())
             logger.info(
-                "%d training and %d validation reviews, %d token ids, %d parameters, %d rank(s) on %s, step %d",
+                "%d training, %d validation reviews, %d token ids, %d parameters, %d rank(s) on %s, step %d",
                 len(corpus.train), len(corpus.validation), self.vocabulary.size, count,
                 ranks.world_size, ranks.device, self.position.step,
             )  # fmt: skip
@@ -433,9 +434,22 @@ def _vocabulary(config: Config, corpus: Corpus, ranks: Ranks) -> Vocabulary:
 def _distributed(model: TextVAE, ranks: Ranks) -> nn.Module:
     if ranks.world_size == 1:
         return model
-    return DistributedDataParallel(
-        model, process_group=ranks.group, broadcast_buffers=False, gradient_as_bucket_view=True
+    # The only buffers are constants; PyTorch 2.13 renamed the argument that says to leave them alone.
+    known = inspect.signature(DistributedDataParallel).parameters
+    keep = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {keep: False}
+    wrapped = DistributedDataParallel(
+        model, process_group=ranks.group, gradient_as_bucket_view=True, **options
     )
+    # After its first step DDP arranges the gradients anew, in the order in which they came, and from three
+    # ranks on the arrangement decides the last bits of their sums. With a first step that counts for nothing,
+    # all that count see the same arrangement, whether training was resumed in between or not.
+    length = frame_length(model.config)
+    tokens = torch.full((1, length), vocabulary.OOV)
+    batch = Batch(tokens, torch.tensor([length]), torch.tensor([1]), ranks.world_size)
+    wrapped(batch.to(ranks.device)).loss.backward()
+    wrapped.zero_grad(set_to_none=True)
+    return wrapped
 
 
 @contextmanager
