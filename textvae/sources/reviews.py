@@ -17,8 +17,9 @@ from textvae.sources.permutation import permute
 SCHEMA = pa.schema([("text", pa.string()), ("label", pa.int8()), ("rating", pa.float32())])
 # Every record batch but a file's last holds this many rows, so that row // ROWS is the batch of a row.
 ROWS = 1024
-# The map is closed after this many rows: a page that was read counts as resident until then.
-_STRIDE = 512
+# The map is closed after this many rows: until then what was read of it, and what the system read around it,
+# counts as resident.
+_STRIDE = 128
 
 
 @dataclass(frozen=True)
