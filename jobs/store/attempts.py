@@ -148,7 +148,7 @@ class AttemptVerbs(JobVerbs):
                 .where(AttemptRow.job == job, AttemptRow.number == number)
                 .values(state=state, finished=now, cause=cause, error=error)
             )
-            before = get_job(connection, job)
+            before = get_job(connection, job, lock=True)
             after = _job_after(before, state, cause)
             connection.execute(
                 update(JobRow)

@@ -58,9 +58,13 @@ def job_of(row: Any) -> Job:
     return Job(**values)
 
 
-def get_job(connection: Connection, job: str) -> Job:
-    """The job with exactly this id, inside a transaction."""
-    row = connection.execute(select(*_JOB).where(JobRow.id == job)).one_or_none()
+def get_job(connection: Connection, job: str, *, lock: bool = False) -> Job:
+    """The job with exactly this id, inside a transaction; with a `lock` nobody else changes it until its end.
+
+    (SQLite needs no lock, a transaction that writes has the database to itself, and leaves FOR UPDATE out.)
+    """
+    query = select(*_JOB).where(JobRow.id == job)
+    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
     if row is None:
         raise NotFound(f"no job {job!r}")
     return job_of(row)

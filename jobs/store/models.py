@@ -74,10 +74,7 @@ class ModelVerbs(AttemptVerbs):
             ).one_or_none()
             if row is None or row.job != job:
                 raise NotFound(f"job {job} has no checkpoint {checkpoint}")
-            # The model's row is the lock under which its served version changes.
-            connection.execute(
-                update(ModelRow).where(ModelRow.name == model).values(last_version=ModelRow.last_version)
-            )
+            _lock(connection, model)
             current = _current(connection, model)
             if current is not None and not beats(row.value, metric, mode, current):
                 return None
@@ -104,6 +101,7 @@ class ModelVerbs(AttemptVerbs):
     def promote(self, model: str, version: int, *, by: str, reason: str = "") -> Version:
         """Make a version the served one; one that is served already stays. Raises NotFound."""
         with self.writing() as connection:
+            _lock(connection, model)
             value = _version(connection, model, version)
             current = _current(connection, model)
             if current is None or current.version != version:
@@ -116,6 +114,7 @@ class ModelVerbs(AttemptVerbs):
         Raises NotFound, or Conflict if there is no earlier one.
         """
         with self.writing() as connection:
+            _lock(connection, model)
             if _current(connection, model) is None:
                 raise NotFound(f"no model {model!r}")
             served: list[int] = []  # as a stack: promoting puts a version on top, rolling back takes it off
@@ -221,6 +220,11 @@ def beats(value: float | None, metric: str, mode: str, current: Version) -> bool
     if served is None:
         return True
     return value > served if mode == "max" else value < served
+
+
+def _lock(connection: Connection, model: str) -> None:
+    """Until this transaction ends nobody else changes which version of the model is served."""
+    connection.execute(select(ModelRow.name).where(ModelRow.name == model).with_for_update())
 
 
 def _version(connection: Connection, model: str, version: int) -> Version:

@@ -80,7 +80,7 @@ def test_a_killed_attempt_is_resumed_and_a_cancelled_one_stops(
     dispatching: None, service: Service, settings: Settings, small_config: dict[str, Any]
 ):
     store, logs = service.store, settings.logs
-    training = {**small_config["training"], "epochs": 60}  # type: ignore[dict-item]
+    training = {**small_config["training"], "epochs": 30}  # type: ignore[dict-item]
     config = from_mapping({**small_config, "training": training, "name": "road"})
     killed = service.submit(config, id="killed").job.id
     cancelled = service.submit(config.model_copy(update={"name": "other"}), id="cancelled").job.id
@@ -103,7 +103,7 @@ def test_a_killed_attempt_is_resumed_and_a_cancelled_one_stops(
     first, second = store.attempts(killed)
     assert (first.state, first.cause) == (AttemptState.LOST, Cause.DIED)
     assert second.resumed_from is not None
-    assert len(store.reports(killed)) == 60
+    assert len(store.reports(killed)) == 30
     version = store.version("road")
     folder = Artifacts(settings.storage).fetch(version.location, settings.cache)
     assert checkpoint.verify(folder, digest=version.digest)
