@@ -1,0 +1,58 @@
+"""One of several ranks that train together over gloo: started by test_train.py, once for each rank."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from textvae import train
+from textvae.checkpoint import Position
+from textvae.config import Config, parse
+
+
+class Hooks:
+    """Stops at one step, and remembers the last checkpoint."""
+
+    def __init__(self, stop_at: int | None):
+        self.stop_at = stop_at
+        self.asked = 0
+
+    def progress(self, progress: train.Progress) -> None:
+        pass
+
+    def stop(self) -> bool:
+        self.asked += 1
+        return self.asked == self.stop_at
+
+    def checkpoint(self, folder: Path, digest: str, position: Position, report: train.Report | None) -> None:
+        pass
+
+    def epoch(self, report: train.Report) -> None:
+        pass
+
+
+def main(rank: int, world_size: int, port: int, jobs: list[dict[str, Any]]) -> None:
+    """Train each of `jobs` in turn."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+    for job in jobs:
+        train.run(
+            parse(Config, job["config"]),
+            data_folder=Path(job["data"]),
+            scratch=Path(job["scratch"]),
+            hooks=Hooks(job.get("stop_at")),
+            rank=rank,
+            world_size=world_size,
+            resume=Path(job["resume"]) if "resume" in job else None,
+        )
+        dist.barrier()  # rank 0 may still write what the next one resumes from
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4]))

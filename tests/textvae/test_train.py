@@ -1,0 +1,351 @@
+"""The training loop: exact, resumable at any step, and honest about what cannot go on."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import random
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from pyarrow import parquet
+from safetensors.torch import load_file
+
+from textvae import checkpoint, train
+from textvae.checkpoint import Position
+from textvae.config import METRICS, Config, parse
+from textvae.train import Outcome, Progress, Report, TrainingError
+
+STEPS = 8  # of an epoch: 144 training reviews, 20 a step
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """160 reviews that show their label, of which 16 are for validation; every tenth has none."""
+    folder = tmp_path_factory.mktemp("train")
+    draw = random.Random(0)
+    words = (["bad", "awful", "poor", "dull"], ["good", "great", "lovely", "fine"])
+    neutral = ["the", "a", "film", "plot", "actor", "scene", "it", "was"]
+    labels = [None if number % 10 == 9 else number % 2 for number in range(160)]
+    texts = [
+        " ".join(
+            draw.choice(words[label or 0] if draw.random() < 0.3 else neutral)
+            for _ in range(draw.randint(3, 20))
+        )
+        for label in labels
+    ]
+    parquet.write_table(pa.table({"text": texts, "label": labels}), folder / "reviews.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def elbo(folder: Path, **changes: dict[str, Any]) -> Config:
+    """Everything random switched on: dropout of units and words, noise, shuffling."""
+    sections: dict[str, Any] = {
+        "data": {"source": "files", "train": [str(folder / "reviews.parquet")]},
+        "vocabulary": {"kind": "words", "size": 40, "max_length": 16},
+        "model": {"embedding": 8, "encoder_hidden": 8, "latent": 4, "decoder_hidden": 8, "dropout": 0.2},
+        "objective": {"kind": "elbo", "word_dropout": 0.3},
+        "training": {"epochs": 3, "batch_size": 20, "clip_norm": 1.0, "learning_rate": 0.01},
+    }
+    for name, values in changes.items():
+        sections[name] = {**sections[name], **values}
+    return parse(Config, {"seed": 3, **sections})
+
+
+def seed(folder: Path) -> Config:
+    mapping = elbo(folder, training={"epochs": 2}).model_dump(mode="json")
+    mapping["model"] |= {"decoder": "repeat", "sentiment_hidden": 4, "dense": 6, "noise_std": 0.01}
+    return parse(Config, {**mapping, "objective": "seed"})
+
+
+class Hooks:
+    """Remembers everything, and stops after the given step."""
+
+    def __init__(self, stop_after: int | None = None):
+        self.stop_after = stop_after
+        self.steps = 0
+        self.progressed: list[Progress] = []
+        self.checkpoints: list[tuple[Path, str, Position, Report | None]] = []
+        self.epochs: list[Report] = []
+
+    def progress(self, progress: Progress) -> None:
+        self.progressed.append(progress)
+
+    def stop(self) -> bool:
+        self.steps += 1
+        return self.steps == self.stop_after
+
+    def checkpoint(self, folder: Path, digest: str, position: Position, report: Report | None) -> None:
+        self.checkpoints.append((folder, digest, position, report))
+
+    def epoch(self, report: Report) -> None:
+        self.epochs.append(report)
+
+
+def run(config: Config, folder: Path, scratch: Path, hooks: Hooks, **more: Any) -> Outcome:
+    return train.run(config, data_folder=folder / "data", scratch=scratch, hooks=hooks, **more)
+
+
+def same_checkpoint(a: Path, b: Path) -> bool:
+    """Whether weights and optimizer are equal, bit for bit."""
+    equal = []
+    for file in (checkpoint.MODEL, checkpoint.OPTIMIZER):
+        x, y = load_file(a / file), load_file(b / file)
+        equal += [x.keys() == y.keys(), *(torch.equal(x[name], y[name]) for name in x)]
+    return all(equal)
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> tuple[Hooks, Outcome]:
+    """Training that nothing interrupted."""
+    hooks = Hooks()
+    return hooks, run(elbo(folder), folder, folder / "whole", hooks)
+
+
+def test_training_reports_every_epoch_and_learns(whole):
+    hooks, outcome = whole
+    assert outcome.finished
+    assert outcome.position == Position(epoch=3, step=3 * STEPS, batch=0)
+    assert [each.epoch for each in outcome.reports] == [1, 2, 3]
+    assert hooks.epochs == outcome.reports
+    assert [each[0].name for each in hooks.checkpoints] == ["epoch-01", "epoch-02", "epoch-03"]
+    assert [each[3] for each in hooks.checkpoints] == outcome.reports
+    for report in outcome.reports:
+        assert tuple(report.train) == tuple(report.validation) == METRICS
+        assert all(math.isfinite(value) for value in report.train.values())
+        assert report.seconds > 0
+        assert report.tokens_per_second > 0
+    losses = [report.train["reconstruction"] for report in outcome.reports]
+    assert losses == sorted(losses, reverse=True)
+    folder, digest, position, report = hooks.checkpoints[-1]
+    saved = checkpoint.load(folder, digest=digest)
+    assert (saved.position, saved.config.seed, saved.sums) == (position, 3, {})
+    assert saved.metrics == {"train": report.train, "validation": report.validation}
+
+
+@pytest.mark.parametrize("step", [1, 3, STEPS, STEPS + 1, 2 * STEPS + 5, 3 * STEPS])
+def test_stopped_and_resumed_training_ends_with_the_same_weights(folder, whole, tmp_path, step):
+    stopped = Hooks(stop_after=step)
+    outcome = run(elbo(folder), folder, tmp_path, stopped)
+    assert not outcome.finished
+    assert outcome.position.step == step
+    at, digest, position, report = stopped.checkpoints[-1]
+    assert (at.name, position, report) == (f"step-{step:06d}", outcome.position, None)
+
+    resumed = Hooks()
+    outcome = run(elbo(folder), folder, tmp_path, resumed, resume=at, digest=digest)
+    assert outcome.finished
+    assert same_checkpoint(whole[0].checkpoints[-1][0], resumed.checkpoints[-1][0])
+    # The interrupted epoch reports all of its reviews, those read before the stop included.
+    expected = whole[1].reports[-len(outcome.reports) :]
+    assert [each.train for each in outcome.reports] == [each.train for each in expected]
+    assert [each.validation for each in outcome.reports] == [each.validation for each in expected]
+
+
+def test_training_resumes_from_the_checkpoint_of_an_epoch_too(folder, whole, tmp_path):
+    hooks = Hooks()
+    at, digest, *_ = whole[0].checkpoints[0]
+    run(elbo(folder), folder, tmp_path, hooks, resume=at, digest=digest)
+    assert same_checkpoint(whole[0].checkpoints[-1][0], hooks.checkpoints[-1][0])
+
+
+def test_finished_training_resumes_to_nothing(folder, whole, tmp_path):
+    outcome = run(elbo(folder), folder, tmp_path, Hooks(), resume=whole[0].checkpoints[-1][0])
+    assert outcome == Outcome(True, [], Position(3, 3 * STEPS, 0))
+
+
+def test_the_seed_objective_resumes_to_the_same_weights_too(folder, tmp_path):
+    config = seed(folder)
+    straight, stopped, resumed = Hooks(), Hooks(stop_after=STEPS // 2), Hooks()
+    run(config, folder, tmp_path / "a", straight)
+    run(config, folder, tmp_path / "b", stopped)
+    run(config, folder, tmp_path / "b", resumed, resume=stopped.checkpoints[-1][0])
+    assert same_checkpoint(straight.checkpoints[-1][0], resumed.checkpoints[-1][0])
+
+
+def test_another_seed_gives_other_weights(folder, whole, tmp_path):
+    hooks = Hooks()
+    run(elbo(folder).model_copy(update={"seed": 4}), folder, tmp_path, hooks)
+    assert not same_checkpoint(whole[0].checkpoints[-1][0], hooks.checkpoints[-1][0])
+
+
+def test_the_random_state_of_the_caller_is_left_alone(folder, tmp_path):
+    before = torch.get_rng_state()
+    run(elbo(folder, training={"epochs": 1}), folder, tmp_path, Hooks())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_bfloat16_trains(folder, tmp_path):
+    outcome = run(elbo(folder, training={"epochs": 1, "precision": "bf16"}), folder, tmp_path, Hooks())
+    assert math.isfinite(outcome.reports[0].train["loss"])
+
+
+def test_gradients_are_clipped(folder, tmp_path):
+    # With an epsilon far above the gradient Adam's step is proportional to it: 10 * gradient / 10.
+    first, clipped = (
+        elbo(folder, training={"epochs": 1, "learning_rate": 1e3, "adam_epsilon": 1e3, "clip_norm": norm})
+        for norm in (None, 0.01)
+    )
+    moved = []
+    for config in (first, clipped):
+        stop = Hooks(stop_after=1)
+        run(config, folder, tmp_path / str(config.training.clip_norm), stop)
+        optimizer = checkpoint.load(stop.checkpoints[0][0]).optimizer_state["state"]
+        # After one step exp_avg is a tenth of the gradient.
+        moved.append(
+            math.sqrt(sum(float((each["exp_avg"] * 10).square().sum()) for each in optimizer.values()))
+        )
+    assert moved[0] > 0.1
+    assert moved[1] == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("stop_after", [None, 3])
+def test_a_loss_that_is_not_finite_ends_training_without_a_checkpoint(folder, tmp_path, stop_after):
+    config = elbo(folder, training={"learning_rate": 1e30, "clip_norm": None})
+    hooks = Hooks(stop_after)
+    with pytest.raises(TrainingError, match=r"epoch 1, step \d+: the .* (is nan|is inf|not finite)"):
+        run(config, folder, tmp_path, hooks)
+    assert hooks.checkpoints == []
+    assert list(tmp_path.glob("*")) == []
+
+
+def test_the_loss_is_looked_at_with_each_progress(folder, tmp_path):
+    ticks = itertools.count()
+    hooks = Hooks()
+    with pytest.raises(TrainingError, match=r"epoch 1, step [1-4]: the training loss is (nan|inf)"):
+        run(
+            elbo(folder, training={"learning_rate": 1e30, "clip_norm": None}),
+            folder,
+            tmp_path,
+            hooks,
+            clock=lambda: float(next(ticks)),
+        )
+
+
+def test_a_checkpoint_of_another_config_is_refused(folder, whole, tmp_path):
+    other = elbo(folder, model={"latent": 5}, training={"learning_rate": 0.5})
+    with pytest.raises(TrainingError, match="another config: model, training differ"):
+        run(other, folder, tmp_path, Hooks(), resume=whole[0].checkpoints[0][0])
+
+
+def test_a_checkpoint_of_fewer_epochs_goes_on(folder, whole, tmp_path):
+    shorter, hooks = Hooks(), Hooks()
+    run(elbo(folder, training={"epochs": 1}), folder, tmp_path, shorter)
+    outcome = run(elbo(folder), folder, tmp_path, hooks, resume=shorter.checkpoints[-1][0])
+    assert [each.epoch for each in outcome.reports] == [2, 3]
+    assert same_checkpoint(whole[0].checkpoints[-1][0], hooks.checkpoints[-1][0])
+
+
+def test_another_digest_is_refused(folder, whole, tmp_path):
+    with pytest.raises(checkpoint.CheckpointError, match="not the checkpoint that was recorded"):
+        run(elbo(folder), folder, tmp_path, Hooks(), resume=whole[0].checkpoints[0][0], digest="0" * 64)
+
+
+def test_what_a_hook_raises_ends_training(folder, tmp_path):
+    class Fenced(Hooks):
+        def checkpoint(self, *_: Any) -> None:
+            raise PermissionError("a newer attempt works on this job")
+
+    with pytest.raises(PermissionError, match="a newer attempt"):
+        run(elbo(folder), folder, tmp_path, Fenced())
+
+
+def test_progress_is_told_by_the_clock(folder, tmp_path):
+    ticks = itertools.count()
+    hooks = Hooks()
+    config = elbo(folder, training={"epochs": 1})
+    run(config, folder, tmp_path, hooks, clock=lambda: next(ticks) * 0.25)
+    steps = [each.step for each in hooks.progressed]
+    assert steps == [2, 4, 6, 8]  # every 0.5 s, the first step past PROGRESS_INTERVAL
+    first = hooks.progressed[0]
+    assert (first.epoch, first.epochs, first.steps) == (1, 1, STEPS)
+    assert first.reviews_per_second == 36 / 0.5
+    assert first.tokens_per_second > first.reviews_per_second
+    assert first.loss > 0
+
+
+def run_ranks(world_size: int, jobs: list[dict[str, Any]]) -> None:
+    """Train on several ranks, each a process, over gloo."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = Path(__file__).with_name("gloo_ranks.py")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(rank), str(world_size), str(port), json.dumps(jobs)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world_size)
+    ]
+    try:
+        errors = [process.communicate(timeout=240)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0] * world_size, "\n".join(errors)
+
+
+def test_several_ranks_take_the_exact_step_of_one_and_resume_bit_for_bit(folder, tmp_path):
+    # One step of all reviews, which three ranks share unequally, and without anything random in it. Adam's
+    # epsilon makes the step proportional to the gradient, so that it shows.
+    step = elbo(
+        folder,
+        data={"train_size": 100},
+        model={"dropout": 0.0, "noise_std": 1e-6},
+        objective={"word_dropout": 0.0, "kl_warmup_epochs": 0},
+        training={
+            "epochs": 1,
+            "batch_size": 1000,
+            "clip_norm": None,
+            "learning_rate": 1.0,
+            "adam_epsilon": 1.0,
+        },
+    )
+    config = elbo(folder)
+    data = str(folder / "data")
+    job = {"config": config.model_dump(mode="json"), "data": data}
+    stop_at = STEPS + 3
+    run_ranks(
+        3,
+        [
+            {"config": step.model_dump(mode="json"), "data": data, "scratch": str(tmp_path / "step")},
+            {**job, "scratch": str(tmp_path / "whole")},
+            {**job, "scratch": str(tmp_path / "stopped"), "stop_at": stop_at},
+            {
+                **job,
+                "scratch": str(tmp_path / "resumed"),
+                "resume": str(tmp_path / f"stopped/step-{stop_at:06d}"),
+            },
+        ],
+    )
+    alone = Hooks()
+    run(step, folder, tmp_path / "alone", alone)
+    a, b = (
+        load_file(path / "epoch-01/model.safetensors") for path in (tmp_path / "alone", tmp_path / "step")
+    )
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-6)
+    mine, theirs = (
+        checkpoint.load(path / "epoch-01").metrics["train"]
+        for path in (tmp_path / "alone", tmp_path / "step")
+    )
+    assert mine == pytest.approx(theirs, rel=1e-5)
+    assert same_checkpoint(tmp_path / "whole/epoch-03", tmp_path / "resumed/epoch-03")
