@@ -3,7 +3,7 @@
 FOLDER holds train.parquet, unsupervised.parquet and test.parquet of IMDB. Each figure is the peak resident
 memory (VmHWM) of a fresh process that prepares the reviews, learns a vocabulary of 20,000 words and reads,
 encodes and batches an epoch at length 300; once for the reviews there are, and once for several copies of
-them. With --train a process also takes some steps with the model, batch size and objective of a preset on CPU.
+them. With --train a process also takes some steps on CPU with the model and batch size of a preset.
 Promised: a rank stays under 1.5 GB, and its memory does not grow with the number of reviews.
 """
 
