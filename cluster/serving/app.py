@@ -139,7 +139,7 @@ def _keep_to_loopback() -> None:
     if bind is None:
         logger.warning("cannot keep Serve's inner port to loopback with ray %s", ray.__version__)
         return
-    replica.add_port_to_grpc_server = lambda server, address: bind(
+    vars(replica)["add_port_to_grpc_server"] = lambda server, address: bind(
         server, address.replace("[::]", "127.0.0.1")
     )
 

@@ -76,6 +76,12 @@ def exists(*, dashboard_url: str, token: str | None = None, timeout: float = 10)
     return APPLICATION in _request("GET", dashboard_url, token, timeout).json()["applications"]
 
 
+def port(*, dashboard_url: str, token: str | None = None, timeout: float = 10) -> int | None:
+    """The port on which this cluster serves the application; None if it does not. Raises ServingError."""
+    told = _request("GET", dashboard_url, token, timeout).json()
+    return int(told["http_options"]["port"]) if APPLICATION in told["applications"] else None
+
+
 def current(*, serve_url: str, timeout: float = 5) -> dict[str, dict[str, Any]]:
     """What is served now: {model name: {"version": int, "digest": str, ...}}. Raises ServingError."""
     return {str(model["name"]): model for model in _models(serve_url, timeout)["models"]}

@@ -121,14 +121,12 @@ class _Start:
             token = place.resolve() if place.exists() else None
             environment = {**self.environment, **parts.ray_environment(token)}
             found, dashboard_url = parts.find_ray(address, environment)
-            known = self.stack.serve_url if self.stack.ray_address == found else ""
             self._record(
                 None,
                 ray_address=found,
                 dashboard_url=dashboard_url,
                 token_path=token,
                 temporary=None,
-                serve_url=known,
             )
         elif running is None:
             self._start_ray(cpus, dashboard_port)
@@ -164,20 +162,17 @@ class _Start:
             dashboard_url=f"http://{LOOPBACK}:{chosen}",
             token_path=self.paths.token,
             temporary=temporary,
-            serve_url="",
         )
 
     def serve_and_dispatcher(self, serve_port: int | None, dispatcher: list[str] | None) -> None:
         """Both start side by side: the first replica takes longer than all the rest."""
-        known = bool(self.stack.serve_url)
-        if known and not _application_exists(self.stack, self.timeout):
-            known = False
-        if not known:
-            chosen, note = parts.choose_port("serve", serve_port, SERVE_PORT)
+        # A cluster may serve the application already: since an earlier `up`, or because it was given to us.
+        port = self._served_port()
+        if port is None:
+            port, note = parts.choose_port("serve", serve_port, SERVE_PORT)
             self._note(note)
-            self._record(None, serve_url=f"http://{LOOPBACK}:{chosen}")
-            # The dashboard answers before its Serve module does.
-            self._wait("serve", lambda: self._apply_nothing(chosen), self.timeout, tell=False)
+            self._wait("serve", lambda: self._apply_nothing(port), self.timeout, tell=False)
+        self._record(None, serve_url=f"http://{LOOPBACK}:{port}")
         process = self.stack.process("dispatcher")
         if dispatcher is not None and process is None:
             process = parts.start_dispatcher(self.paths, dispatcher, self.environment, self.stack)
@@ -185,6 +180,20 @@ class _Start:
         self._wait("serve", lambda: parts.serve_answers(self.stack.serve_url), self.timeout)
         if process is not None:
             self._wait("dispatcher", lambda: f"pid {process.pid}", 5)
+
+    def _served_port(self) -> int | None:
+        found: list[int | None] = []
+
+        def ask() -> str:
+            try:
+                found.append(control.port(dashboard_url=self.stack.dashboard_url, token=self.stack.token()))
+            except control.ServingError as error:
+                raise StackError(f"serve: {error}") from error
+            return "asked"
+
+        # The dashboard answers before its Serve module does.
+        self._wait("serve", ask, self.timeout, tell=False)
+        return found[-1]
 
     def _apply_nothing(self, port: int) -> str:
         try:
@@ -310,13 +319,6 @@ def _end_marked(mark: str, *, keep: Process | None) -> None:
 def _ours(stack: Stack, part: str) -> bool:
     """Whether this part was started by the stack, rather than given by its address."""
     return stack.temporary is not None if part == "ray" else stack.own_redis
-
-
-def _application_exists(stack: Stack, timeout: float) -> bool:
-    try:
-        return control.exists(dashboard_url=stack.dashboard_url, token=stack.token(), timeout=timeout)
-    except control.ServingError as error:
-        raise StackError(f"serve: {error}") from error
 
 
 def _empty(folder: Path) -> None:

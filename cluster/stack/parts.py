@@ -28,9 +28,8 @@ LOOPBACK = "127.0.0.1"
 # "/session_2026-01-31_23-59-59_999999_4194304/sockets/plasma_store", 64 bytes.
 _LONGEST_TEMPORARY = 107 - 64
 
-# Without this, `ray start` replaces 127.0.0.1 by the machine's outer address and its head, raylet and metrics
-# ports listen on all interfaces; and a driver looks for the head there. It only says: this node is a cluster of
-# its own.
+# Without this, 127.0.0.1 means the machine's outer address to Ray: `ray start` listens on all interfaces, and
+# a driver looks for the head where it is not. (Its name tells of other systems; here it does this alone.)
 _ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 # We pass tensors through files, not through Ray's object store.
@@ -238,7 +237,7 @@ def find_ray(ray_address: str, environment: Mapping[str, str]) -> tuple[str, str
             capture_output=True,
             text=True,
             timeout=60,
-            env=dict(environment),
+            env={**environment, **_ON_LOOPBACK},
             check=True,
         ).stdout.split()
     except subprocess.TimeoutExpired as error:
@@ -282,7 +281,7 @@ def driver_environment(home: Path, stack: Stack) -> dict[str, str]:
         "TEXTVAE_HOME": str(home),
         "TEXTVAE_REDIS_URL": stack.redis_url,
         "RAY_ADDRESS": stack.ray_address,
-        **({} if stack.temporary is None else _ON_LOOPBACK),
+        **_ON_LOOPBACK,
         **ray_environment(stack.token_path),
     }
 

@@ -249,6 +249,31 @@ def test_up_starts_what_is_missing_and_leaves_the_rest(running: tuple[Path, stac
 
 
 @pytest.mark.ray
+def test_parts_that_were_given_are_used_and_left_alone(
+    running: tuple[Path, stack.Stack], tmp_path: Path
+) -> None:
+    _, given = running
+    now = stack.read(running[0])
+    assert now is not None
+    environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(given.token_path)}
+    used = stack.up(
+        tmp_path,
+        dispatcher=DISPATCHER,
+        redis_url=given.redis_url,
+        ray_address=given.ray_address,
+        environment=environment,
+        serve_port=int(given.serve_url.rsplit(":", 1)[1]),
+    )
+    assert [process.name for process in used.processes] == ["dispatcher"]
+    assert (used.redis_url, used.ray_address) == (given.redis_url, given.ray_address)
+    assert (used.dashboard_url, used.serve_url) == (given.dashboard_url, given.serve_url)
+    assert [part.state for part in stack.status(tmp_path)] == ["running"] * 4
+    assert stack.down(tmp_path) == ["dispatcher"]
+    assert all(process.alive() for process in now.processes)
+    assert all(part.state == "running" for part in stack.status(running[0]))
+
+
+@pytest.mark.ray
 def test_down_leaves_nothing_of_the_stack_and_everything_else(
     running: tuple[Path, stack.Stack], bystander: psutil.Popen
 ) -> None:
