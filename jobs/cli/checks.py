@@ -181,7 +181,11 @@ def dispatcher() -> Result:
     except QueueUnavailable:
         return Result("dispatcher", "warn", "nothing to be known of it without Redis")
     if cluster is None:
-        return Result("dispatcher", "warn", "has said nothing for a minute; its log: textvae-jobs status")
+        return Result(
+            "dispatcher",
+            "warn",
+            f"has not told what it sees; its log is {stack.log_of(service.settings().home, 'dispatcher')}",
+        )
     return Result("dispatcher", "ok", ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in cluster.items()))
 
 
@@ -193,7 +197,9 @@ def served_model() -> Result:
     try:
         answer = httpx.get(f"{url}/healthz", timeout=_SECONDS, trust_env=False)
     except httpx.HTTPError as error:
-        return Result("served model", "warn", f"{url} does not answer ({error}); nothing is promoted yet?")
+        return Result("served model", "warn", f"{url} does not answer ({error})")
+    if answer.status_code == 503:
+        return Result("served model", "ok", f"{url} answers; no model is served yet")
     return Result(
         "served model", "ok" if answer.is_success else "warn", f"{url}/healthz answers {answer.status_code}"
     )

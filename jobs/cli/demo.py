@@ -59,12 +59,15 @@ def demo(keep: bool, folder: Path, home: Path | None, overrides: tuple[str, ...]
     shows it train, asks the served model over HTTP, draws the curves and the latent space, and takes the
     service down again. Your own service is left alone.
     """
+    from jobs.config import load
+
+    config = load("configs/quickstart.yaml", overrides)
     service.move_to(home or folder / "home")
     began = time.monotonic()
     steps = _Steps(7 if keep else 8)
     with _signals_as_exit():
         try:
-            _walk(steps, folder, overrides)
+            _walk(steps, folder, config, keep)
         except BaseException:
             if keep:
                 output.talk(f"what is up stays up; take it down with: {_command('down')}")
@@ -81,14 +84,13 @@ def demo(keep: bool, folder: Path, home: Path | None, overrides: tuple[str, ...]
     click.echo(f"\nthe whole road took {output.duration(time.monotonic() - began)}")
 
 
-def _walk(steps: _Steps, folder: Path, overrides: tuple[str, ...]) -> None:
-    from jobs.config import default_owner, load
+def _walk(steps: _Steps, folder: Path, config: JobConfig, keep: bool) -> None:
+    from jobs.config import default_owner
 
     with steps("bring the service up: Redis, Ray, the dispatcher, the HTTP server"):
         stack.describe(
             stack.bring_up(cpus=None, dashboard_port=stack.DASHBOARD_PORT, serve_port=stack.SERVE_PORT)
         )
-    config = load("configs/quickstart.yaml", overrides)
     with steps("fetch real reviews"):
         _fetch(config)
     with steps("submit configs/quickstart.yaml"):
@@ -105,7 +107,7 @@ def _walk(steps: _Steps, folder: Path, overrides: tuple[str, ...]) -> None:
         from jobs.cli import plot
 
         curves, latent = plot.draw(service.store().job(job.id), folder)
-    _where(job, version, curves, latent)
+    _where(job, version, curves, latent, keep)
 
 
 class _Steps:
@@ -228,27 +230,26 @@ def _ask(model: str) -> None:
             click.echo(f"  {output.shorten(text, 160) or '(nothing)'}")
 
 
-def _where(job: Job, version: Version, curves: Path, latent: Path) -> None:
+def _where(job: Job, version: Version, curves: Path, latent: Path, keep: bool) -> None:
     settings = service.settings()
     now = service.store().job(job.id)
+    pairs: list[tuple[str, object]] = [
+        ("curves", curves),
+        ("latent space", latent),
+        ("home", settings.home),
+        ("database", settings.database_url),
+        ("log", settings.attempt_log(now.id, now.attempt)),
+        ("checkpoints", f"{settings.storage}/jobs/{now.id}"),
+        (
+            "model version",
+            f"{version.model} version {version.version} in {settings.storage}/{version.location}",
+        ),
+        (version.metric, output.number(version.value)),
+    ]
+    if keep:
+        pairs += [("dashboard", settings.dashboard_url), ("served model", f"{settings.serve_url}/docs")]
     output.heading("where everything is")
-    output.fields(
-        [
-            ("curves", curves),
-            ("latent space", latent),
-            ("home", settings.home),
-            ("database", settings.database_url),
-            ("log", settings.attempt_log(now.id, now.attempt)),
-            ("checkpoints", f"{settings.storage}/jobs/{now.id}"),
-            (
-                "model version",
-                f"{version.model} version {version.version} in {settings.storage}/{version.location}",
-            ),
-            (version.metric, output.number(version.value)),
-            ("dashboard", settings.dashboard_url),
-            ("served model", f"{settings.serve_url}/docs"),
-        ]
-    )
+    output.fields(pairs)
 
 
 def _command(verb: str) -> str:

@@ -257,7 +257,8 @@ def _show_attempts(attempts: list[Attempt], checkpoints: list[Checkpoint]) -> No
     )
 
 
-REPORT_COLUMNS = ("epoch", "loss", "val loss", "tokens", "sentiment", "kl", "units", "took", "tokens/s")
+# "loss" is of the training reviews, the rest of the validation reviews; accuracies of tokens and of sentiment.
+REPORT_COLUMNS = ("epoch", "loss", "val loss", "tok acc", "sent acc", "kl", "units", "took", "tokens/s")
 
 
 def report_row(report: Report) -> tuple[object, ...]:
@@ -283,7 +284,7 @@ def percent(share: float | None) -> str:
 
 def _show_reports(reports: list[Report]) -> None:
     if reports:
-        output.heading("epochs (tokens and sentiment: accuracy on the validation reviews)")
+        output.heading("epochs (accuracies, KL and active units on the validation reviews)")
         output.table(REPORT_COLUMNS, [report_row(report) for report in reports], right=REPORT_COLUMNS)
 
 

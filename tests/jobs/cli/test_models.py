@@ -242,7 +242,7 @@ def test_a_refusal_becomes_an_exit_code_and_its_reason(
     run: Run, answers: Answers, status: int, code: int
 ) -> None:
     answers.status = status
-    answers.body = Errors(error=Error(code="x", message="what is wrong")).model_dump_json()
+    answers.body = Errors(error=Error(code="x", message="what is wrong", field=None)).model_dump_json()
     result = run("predict", "film")
     assert (result.exit_code, result.stderr) == (code, "error: what is wrong\n")
 

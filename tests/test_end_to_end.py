@@ -1,0 +1,176 @@
+"""The installed command line, from `up` to an HTTP answer to `down`, as a user drives it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+PROGRAM = Path(sys.executable).with_name("textvae-jobs")
+
+TINY = """
+name: tiny
+data:
+  source: files
+  train: [{folder}/reviews.csv]
+vocabulary: {{kind: words, size: 60, max_length: 12}}
+model: {{embedding: 8, encoder_hidden: 8, latent: 4, decoder_hidden: 8}}
+training: {{epochs: 2, batch_size: 16, learning_rate: 0.01}}
+"""
+
+
+class Home:
+    """A home folder of its own with ports of its own, and the program called on it."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.ports = [free_port(), free_port()]
+        elsewhere = ("TEXTVAE_DATABASE_URL", "TEXTVAE_REDIS_URL", "TEXTVAE_STORAGE", "RAY_ADDRESS")
+        self.environment = {name: text for name, text in os.environ.items() if name not in elsewhere}
+        self.environment |= {"TEXTVAE_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
+        self.up = [
+            str(PROGRAM),
+            "up",
+            "--dashboard-port",
+            str(self.ports[0]),
+            "--serve-port",
+            str(self.ports[1]),
+            "--cpus",
+            "2",
+        ]
+
+    def call(self, *words: str, code: int = 0, timeout: float = 120) -> str:
+        """What the program prints on stdout; its exit code must be `code`."""
+        done = subprocess.run(
+            [PROGRAM, *words],
+            env=self.environment,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        assert done.returncode == code, f"{words}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def json(self, *words: str, **more: Any) -> Any:
+        return json.loads(self.call(*words, "--json", **more))
+
+    def processes(self) -> list[str]:
+        """The command lines of all processes that belong to this home."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("TEXTVAE_HOME") == self.environment["TEXTVAE_HOME"]:
+                    found.append(" ".join(process.cmdline()))
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def home() -> Iterator[Home]:
+    # Ray's sockets need a short path.
+    home = Home(Path(tempfile.mkdtemp(prefix="tv-", dir="/tmp")))
+    try:
+        yield home
+    finally:
+        subprocess.run([PROGRAM, "down"], env=home.environment, timeout=120, check=False)
+        left = home.processes()
+        shutil.rmtree(home.folder, ignore_errors=True)
+    assert left == []
+
+
+def test_from_up_to_an_http_answer_to_down(home: Home) -> None:
+    rows = ["text,label"]
+    for n in range(200):
+        feeling, label = ("a lovely warm film", 1) if n % 2 else ("a dull cold film", 0)
+        rows.append(f"{feeling} number {n % 10},{label}")
+    (home.folder / "reviews.csv").write_text("\n".join(rows))
+    (home.folder / "tiny.yaml").write_text(TINY.format(folder=home.folder))
+
+    home.call(*home.up[1:], "--detach")
+    status = home.json("status")
+    assert status["up"] is True
+    assert {part["name"] for part in status["parts"]} == {"redis", "ray", "serve", "dispatcher"}
+    assert home.json("doctor")["ok"] is True
+
+    job = home.call("submit", "tiny.yaml", "--id", "first").strip()
+    assert home.call("wait", job[:3], "--timeout", "180", timeout=200) == "first  succeeded\n"
+    told = home.json("show", job)
+    assert [report["epoch"] for report in told["reports"]] == [1, 2]
+    assert Path(told["log"]).is_file()
+    assert "checkpoint epoch-02" in home.call("logs", job)
+    assert home.call("watch", job).splitlines()[-1] == "job first succeeded"
+    (model,) = home.json("models", "list")
+    assert (model["name"], model["current"], model["served"]["job"]) == ("tiny", 1, "first")
+
+    url = f"http://127.0.0.1:{home.ports[1]}"
+    served = httpx.Client(base_url=url, timeout=30, trust_env=False)
+    wait_until_served(served, "tiny", 1)
+    answer = served.post("/v1/sentiment", json={"texts": ["a lovely warm film", "a dull cold film"]})
+    assert answer.status_code == 200
+    results = answer.json()["results"]
+    assert results[0]["positive"] > results[1]["positive"]
+    (same,) = home.json("predict", "a lovely warm film", "--model", "tiny")["results"]
+    assert same["positive"] == pytest.approx(results[0]["positive"], abs=1e-5)  # alone, not in a batch of two
+    refused = home.call("predict", " ", code=2)
+    assert refused == ""
+    pictures = home.json("plot", job)
+    assert all(Path(pictures[name]).read_bytes().startswith(b"\x89PNG") for name in ("curves", "latent"))
+    home.call("models", "export", "tiny", "exported")
+    assert (home.folder / "exported" / "model.safetensors").is_file()
+
+    assert {line.split()[0] for line in home.call("down").splitlines()} == {"dispatcher", "ray", "redis"}
+    assert home.json("status", code=4)["up"] is False
+    assert home.processes() == []
+    with pytest.raises(httpx.ConnectError):
+        served.get("/healthz")
+    # What was recorded is still there, and says so without any part of the service.
+    assert [job["state"] for job in home.json("list")] == ["succeeded"]
+
+
+def wait_until_served(served: httpx.Client, name: str, version: int) -> None:
+    """Ask until the model's version answers; the dispatcher tells Serve within seconds of a promotion."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        models = {model["name"]: model["version"] for model in served.get("/v1/models").json()["models"]}
+        if models.get(name) == version:
+            return
+        time.sleep(0.1)  # HTTP has nothing to wait at
+    raise AssertionError(f"{name} version {version} is not served: {served.get('/v1/models').text}")
+
+
+def test_ctrl_c_takes_a_service_in_the_foreground_down(home: Home) -> None:
+    process = subprocess.Popen(
+        home.up, env=home.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("up until Ctrl-C"):
+            break
+    assert home.json("status")["up"] is True
+    process.send_signal(signal.SIGINT)
+    assert process.wait(120) == 0
+    process.stderr.close()
+    assert home.processes() == []
