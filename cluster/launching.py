@@ -155,7 +155,7 @@ def names(*, timeout: float = 5.0) -> set[str]:
 
 
 def resources(*, timeout: float = 5.0) -> tuple[dict[str, float], dict[str, float]]:
-    """What the whole cluster has, and what of it is free, by Ray's names (CPU, GPU, ...). Raises ClusterError."""
+    """What the whole cluster has, and what of it is free, by Ray's names (CPU, GPU). Or ClusterError."""
     return _within(
         timeout, "asking for resources", lambda: (ray.cluster_resources(), ray.available_resources())
     )

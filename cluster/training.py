@@ -217,9 +217,11 @@ def _rank(arguments: dict[str, Any]) -> None:
     scratch = Path(tempfile.mkdtemp(prefix="textvae-"))
     try:
         with _logging_to(attempt, rank):
-            if rank == 0:
-                # The attempt counts as running from its ranks' first word on; preparing data can take long.
-                logger.info("%d rank(s) started", world_size)
+            # The attempt counts as running from its ranks' first word on; preparing data can take long.
+            node = ray.get_runtime_context().get_node_id()
+            logger.info(
+                "started, one of %d, on node %s (%s)", world_size, node, ray.util.get_node_ip_address()
+            )
             config = parse(Config, arguments["config"])
             store = Artifacts(arguments["storage"])
             device, group = _device(arguments["gpus"], world_size)

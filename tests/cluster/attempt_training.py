@@ -32,7 +32,8 @@ def train(arguments: dict[str, Any]) -> None:
     say(kind="begin", pid=os.getpid(), attempt=launching.own_name())
     try:
         result = training.fit(on_message=take, name=launching.own_name(), **arguments["fit"])
-    except Exception as error:
-        say(kind="error", type=type(error).__name__, text=str(error), permanent=getattr(error, "permanent", None))
+    except Exception as error:  # noqa: BLE001 - the test looks at it
+        permanent = getattr(error, "permanent", None)
+        say(kind="error", type=type(error).__name__, text=str(error), permanent=permanent)
     else:
         say(kind="result", status=result.status, step=result.position.step)

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,13 +69,8 @@ def end_ray(process: subprocess.Popen[bytes]) -> None:
     process.wait(10)
 
 
-@pytest.fixture(scope="session")
-def local_ray() -> Iterator[LocalRay]:
-    """A head with 2 CPUs on 127.0.0.1 that wants a token; this process becomes its driver."""
-    from cluster import launching
-
-    # Ray's sockets need a short path.
-    folder = Path(tempfile.mkdtemp(prefix="tv", dir="/tmp"))
+def start_head(folder: Path, cpus: int) -> tuple[LocalRay, subprocess.Popen[bytes]]:
+    """A head on 127.0.0.1 that wants a token and has no dashboard."""
     token_path = folder / "token"
     token_path.write_text(secrets.token_hex(32))
     token_path.chmod(0o600)
@@ -85,8 +81,15 @@ def local_ray() -> Iterator[LocalRay]:
         "RAY_AUTH_TOKEN_PATH": str(token_path),
         "OMP_NUM_THREADS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_raylet_start_wait_time_s": "120",  # a busy machine is no failure
     }
-    names = ("object-manager-port", "node-manager-port", "ray-client-server-port", "metrics-export-port")
+    names = (
+        "object-manager-port",
+        "node-manager-port",
+        "ray-client-server-port",
+        "metrics-export-port",
+        "dashboard-port",  # something listens there even without a dashboard
+    )
     process = start_ray(
         folder,
         environment,
@@ -94,35 +97,80 @@ def local_ray() -> Iterator[LocalRay]:
             "--head",
             "--node-ip-address=127.0.0.1",
             f"--port={port}",
-            *(f"--{name}={other}" for name, other in zip(names, others, strict=False)),
+            *(f"--{name}={other}" for name, other in zip(names, others, strict=True)),
             "--include-dashboard=false",
-            "--num-cpus=2",
+            f"--num-cpus={cpus}",
             "--object-store-memory=150000000",
             f"--temp-dir={folder}",
         ],
     )
-    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")}
-    address = f"127.0.0.1:{port}"
+    return LocalRay(f"127.0.0.1:{port}", token_path, folder, environment), process
+
+
+@contextmanager
+def short_folder() -> Iterator[Path]:
+    """A folder whose path is short enough for Ray's sockets."""
+    folder = Path(tempfile.mkdtemp(prefix="tv", dir="/tmp"))
     try:
-        deadline = time.monotonic() + 90
-        while True:
-            try:
-                launching.connect(address, token_path=token_path)
-                break
-            except launching.ClusterError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError((folder / "start.log").read_text()) from None
-                time.sleep(0.2)
-        yield LocalRay(address, token_path, folder, environment)
+        yield folder
     finally:
-        launching.disconnect()
-        end_ray(process)
         shutil.rmtree(folder, ignore_errors=True)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[LocalRay]:
+    """A Ray with 2 CPUs; this process becomes its driver."""
+    from cluster import launching
+
+    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")}
+    with short_folder() as folder:
+        head, process = start_head(folder, cpus=2)
+        try:
+            deadline = time.monotonic() + 90
+            while True:
+                try:
+                    launching.connect(head.address, token_path=head.token_path)
+                    break
+                except launching.ClusterError:
+                    if process.poll() is not None or time.monotonic() > deadline:
+                        raise RuntimeError((folder / "start.log").read_text()) from None
+                    time.sleep(0.2)
+            yield head
+        finally:
+            launching.disconnect()
+            end_ray(process)
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+
+@pytest.fixture
+def two_nodes() -> Iterator[LocalRay]:
+    """Two raylets of 1 CPU each under one head; who uses it connects from a process of its own."""
+    with short_folder() as folder:
+        head, process = start_head(folder, cpus=1)
+        started = [process]
+        try:
+            port = int(head.address.rpartition(":")[2])
+            deadline = time.monotonic() + 90
+            while True:
+                try:
+                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                    break
+                except OSError:
+                    if process.poll() is not None or time.monotonic() > deadline:
+                        raise RuntimeError((folder / "start.log").read_text()) from None
+                    time.sleep(0.2)
+            arguments = [f"--address={head.address}", "--node-ip-address=127.0.0.1", "--num-cpus=1"]
+            started.append(
+                start_ray(folder, head.environment, [*arguments, "--object-store-memory=150000000"])
+            )
+            yield head
+        finally:
+            for each in reversed(started):
+                end_ray(each)
 
 
 def write_reviews(path: Path, count: int = 160) -> Path:
@@ -133,13 +181,15 @@ def write_reviews(path: Path, count: int = 160) -> Path:
     from pyarrow import parquet
 
     draw = random.Random(0)
-    words = ("bad awful poor dull boring".split(), "good great lovely fine brilliant".split())
-    neutral = "the a film plot actor scene it was and very of".split()
+    words = (["bad", "awful", "poor", "dull", "boring"], ["good", "great", "lovely", "fine", "brilliant"])
+    neutral = ["the", "a", "film", "plot", "actor", "scene", "it", "was", "and", "very", "of"]
     labels = [number % 2 for number in range(count)]
-    texts = [
-        " ".join(draw.choice(words[label] if draw.random() < 0.3 else neutral) for _ in range(draw.randint(3, 20)))
-        for label in labels
-    ]
+
+    def text(label: int) -> str:
+        length = draw.randint(3, 20)
+        return " ".join(draw.choice(words[label] if draw.random() < 0.3 else neutral) for _ in range(length))
+
+    texts = [text(label) for label in labels]
     parquet.write_table(pa.table({"text": texts, "label": labels}), path)
     return path
 

@@ -68,76 +68,66 @@ def fit_arguments(config: dict[str, Any], folder: Path, **more: Any) -> dict[str
     }
 
 
-def test_one_rank_on_ray_gives_the_weights_of_training_without_ray(local_ray, small_config, tmp_path):
-    attempt = Attempt("same-1", tmp_path / "attempt", {"fit": fit_arguments(small_config, tmp_path)})
+def test_stopped_and_resumed_on_ray_gives_the_weights_of_training_without_ray(
+    local_ray, small_config, tmp_path
+):
+    stopped = Attempt(
+        "same-1", tmp_path / "first", {"fit": fit_arguments(small_config, tmp_path), "stop": "epoch-01"}
+    )
 
     # Meanwhile the same config without Ray, by the command line.
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({**small_config, "name": "same", "resources": {"ranks": 1}}))
-    subprocess.run(
-        [sys.executable, "-m", "textvae", str(config), "--output", "alone", "--data", "alone-data", "--device", "cpu"],
-        check=True,
-        cwd=tmp_path,
-        timeout=120,
-        capture_output=True,
-    )
+    command = [sys.executable, "-m", "textvae", str(config), "--output", "alone", "--data", "data-alone"]
+    subprocess.run([*command, "--device", "cpu"], check=True, cwd=tmp_path, timeout=120, capture_output=True)
 
-    result = attempt.await_said("result")
+    result = stopped.await_said("result")
+    assert (result["status"], result["step"]) == ("stopped", 9)
+    epoch, stop = stopped.said("checkpoint")
+    assert (epoch["name"], epoch["report"]["epoch"]) == ("jobs/abc/attempt-1/epoch-01", 1)
+    assert (stop["name"], stop["report"]) == ("jobs/abc/attempt-1/step-000009", None)
+    assert stop["position"] == {"epoch": 1, "step": 9, "batch": 1}
+    assert any("rank 0: " in each["text"] and "parameters" in each["text"] for each in stopped.said("log"))
+
+    arguments = fit_arguments(
+        small_config, tmp_path, prefix="jobs/abc/attempt-2", resume=(stop["name"], stop["digest"])
+    )
+    resumed = Attempt("same-2", tmp_path / "second", {"fit": arguments})
+    result = resumed.await_said("result")
     assert (result["status"], result["step"]) == ("finished", 24)
-    checkpoints = attempt.said("checkpoint")
-    assert [each["name"] for each in checkpoints] == [f"jobs/abc/attempt-1/epoch-0{n}" for n in (1, 2, 3)]
-    assert [each["report"]["epoch"] for each in checkpoints] == [1, 2, 3]
-    assert checkpoints[-1]["position"] == {"epoch": 3, "step": 24, "batch": 0}
-    store = Artifacts(tmp_path / "storage")
-    last = store.fetch(checkpoints[-1]["name"], tmp_path / "cache")
-    assert checkpoint.load(last, digest=checkpoints[-1]["digest"]).position.step == 24
-    ours, alone = load_file(last / "model.safetensors"), load_file(tmp_path / "alone/epoch-03/model.safetensors")
+    last = resumed.said("checkpoint")[-1]
+    assert last["name"] == "jobs/abc/attempt-2/epoch-03"
+    folder = Artifacts(tmp_path / "storage").fetch(last["name"], tmp_path / "cache")
+    assert checkpoint.load(folder, digest=last["digest"]).position.step == 24
+    ours = load_file(folder / "model.safetensors")
+    alone = load_file(tmp_path / "alone/epoch-03/model.safetensors")
     assert ours.keys() == alone.keys()
     assert all(torch.equal(ours[name], alone[name]) for name in ours)
-    assert any("rank 0: " in each["text"] and "parameters" in each["text"] for each in attempt.said("log"))
 
 
-def test_two_ranks_stop_when_told_and_resume_to_the_same_weights(local_ray, small_config, tmp_path):
-    whole = Attempt("whole-1", tmp_path / "whole", {"fit": fit_arguments(small_config, tmp_path, ranks=2)})
-    assert whole.await_said("result")["status"] == "finished"
-
-    stopped = Attempt(
-        "stop-1",
-        tmp_path / "stopped",
-        {"fit": fit_arguments(small_config, tmp_path, ranks=2, prefix="stopped"), "stop": "epoch-01"},
+def test_errors_of_the_inbox_and_of_a_rank_come_out_of_fit(local_ray, small_config, tmp_path):
+    wild = {**small_config["training"], "learning_rate": 1e30, "clip_norm": None}
+    nan = Attempt(
+        "nan-1",
+        tmp_path / "nan",
+        {"fit": fit_arguments({**small_config, "training": wild}, tmp_path, prefix="nan")},
     )
-    assert stopped.await_said("result")["status"] == "stopped"
-    at = stopped.said("checkpoint")[-1]
-    assert at["report"] is None
-    assert at["name"] == "stopped/step-000009"
-
-    resumed = Attempt(
-        "resume-1",
-        tmp_path / "resumed",
-        {
-            "fit": fit_arguments(
-                small_config, tmp_path, ranks=2, prefix="resumed", resume=(at["name"], at["digest"])
-            )
-        },
+    fenced = Attempt(
+        "fenced-1", tmp_path / "fenced", {"fit": fit_arguments(small_config, tmp_path), "refuse": "epoch-02"}
     )
-    assert resumed.await_said("result")["status"] == "finished"
-    store = Artifacts(tmp_path / "storage")
-    a = load_file(store.fetch("jobs/abc/attempt-1/epoch-03", tmp_path) / "model.safetensors")
-    b = load_file(store.fetch("resumed/epoch-03", tmp_path) / "model.safetensors")
-    assert all(torch.equal(a[name], b[name]) for name in a)
-    # The epoch that was interrupted reports all of its reviews.
-    reports = [attempt.said("checkpoint")[number]["report"] for attempt, number in ((whole, 1), (resumed, 0))]
-    assert reports[0]["train"] == reports[1]["train"]
-    assert reports[0]["validation"] == reports[1]["validation"]
 
+    # A rank's error is named once, with its traceback in the log, and would come again.
+    error = nan.await_said("error")
+    assert error["type"] == "RankError"
+    assert error["text"].startswith("rank 0: TrainingError: epoch 1")
+    assert error["permanent"] is True
+    assert nan.said("checkpoint") == []
+    assert len([each for each in nan.said("log") if "Traceback" in each["text"]]) == 1
 
-def test_what_the_inbox_raises_ends_training_and_comes_out_of_fit(local_ray, small_config, tmp_path):
-    attempt = Attempt(
-        "fenced-1", tmp_path / "attempt", {"fit": fit_arguments(small_config, tmp_path), "refuse": "epoch-02"}
-    )
-    error = attempt.await_said("error")
+    # What the inbox raised comes out as it was, and no later checkpoint was offered.
+    error = fenced.await_said("error")
     assert (error["type"], error["text"]) == ("PermissionError", "a newer attempt works on this job")
-    assert len(attempt.said("checkpoint")) == 2
+    assert len(fenced.said("checkpoint")) == 2
 
 
 def test_a_killed_rank_ends_training_with_an_error_that_names_it(local_ray, small_config, tmp_path):
@@ -154,14 +144,3 @@ def test_a_killed_rank_ends_training_with_an_error_that_names_it(local_ray, smal
     assert error["type"] == "RankError"
     assert "died" in error["text"]
     assert error["permanent"] is False
-
-
-def test_a_rank_that_raises_is_named_once_with_its_traceback_in_the_log(local_ray, small_config, tmp_path):
-    nan = {**small_config, "training": {**small_config["training"], "learning_rate": 1e30, "clip_norm": None}}
-    attempt = Attempt("nan-1", tmp_path / "attempt", {"fit": fit_arguments(nan, tmp_path)})
-    error = attempt.await_said("error")
-    assert error["type"] == "RankError"
-    assert error["text"].startswith("rank 0: TrainingError: epoch 1")
-    assert error["permanent"] is True
-    assert attempt.said("checkpoint") == []
-    assert [each for each in attempt.said("log") if "Traceback" in each["text"]]
