@@ -53,6 +53,7 @@ class Work:
         self._log.write(f"attempt {records.number} of job {records.job} on {host}, process {os.getpid()}")
         try:
             records.join(host)
+            records.renew()
             watching.start()
             try:
                 self._train(host)
@@ -139,10 +140,10 @@ class Work:
     def _watch(self) -> None:
         """Renew the lease, and learn of a cancel or of being stale, until the attempt is over."""
         bell: Bell | None = None
-        renewed: float | None = None
+        renewed = self._clock()
         while not self._over.is_set():
             try:
-                if renewed is None or self._clock() - renewed >= self._timings.renew:
+                if self._clock() - renewed >= self._timings.renew:
                     renewed = self._clock()
                     self._records.renew()
                 self._obey(self._records.check())
