@@ -24,11 +24,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
+if TYPE_CHECKING:
+    import redis
 
 TIMEOUT = 5.0  # seconds until a call to Redis counts as unanswered
 PRIORITIES = range(-1000, 1001)
@@ -149,6 +148,11 @@ class Queue:
         self._prefix = prefix
         self._redis: redis.Redis | None = None
         if url is not None:
+            # Here, as it takes longer to import than most commands take to run without it.
+            import redis
+            from redis.backoff import NoBackoff
+            from redis.retry import Retry
+
             try:
                 self._redis = redis.Redis.from_url(
                     url,
@@ -310,6 +314,8 @@ class Queue:
         """The server; its errors are translated. (Any: redis-py types every reply as perhaps awaitable.)"""
         if self._redis is None:
             raise QueueUnavailable("there is no Redis: run `textvae-jobs up`, or set TEXTVAE_REDIS_URL")
+        import redis
+
         try:
             yield self._redis
         except redis.AuthenticationError as error:
