@@ -27,7 +27,7 @@ from cluster import serving, stack
 from cluster.stack import parts, processes
 
 MODEL = "benchmark"
-WORDS = tuple("the a film plot actor scene it was and very of good great dull".split())
+WORDS = "the a film plot actor scene it was and very of good great dull"
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ async def load(url: str, clients: int, seconds: float, texts: int) -> dict[str, 
 
 def review(draw: random.Random) -> str:
     """A made-up review of one to five sentences' length."""
-    return " ".join(draw.choices(WORDS, k=draw.randint(15, 80)))
+    return " ".join(draw.choices(WORDS.split(), k=draw.randint(15, 80)))
 
 
 def random_model(folder: Path) -> dict[str, str]:
