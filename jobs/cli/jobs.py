@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -221,12 +222,19 @@ def needs_of(cpus: float, gpus: float) -> str:
     return output.several(cpus, "CPU") + (f" and {output.several(gpus, 'GPU')}" if gpus else "")
 
 
-def describe_progress(progress: dict[str, Any]) -> str:
+def describe_progress(progress: Mapping[str, Any]) -> str:
     """`epoch 2 of 8, step 130 of 141, loss 3.21, 812 reviews/s`."""
+    step, steps = step_of_epoch(progress)
     return (
-        f"epoch {progress['epoch']} of {progress['epochs']}, step {progress['step']} of {progress['steps']}, "
+        f"epoch {progress['epoch']} of {progress['epochs']}, step {step} of {steps}, "
         f"loss {output.number(progress['loss'])}, {progress['reviews_per_second']:.0f} reviews/s"
     )
+
+
+def step_of_epoch(progress: Mapping[str, Any]) -> tuple[int, int]:
+    """Steps done of the running epoch, and how many it has; live progress counts them over all epochs."""
+    each = int(progress["steps"]) // int(progress["epochs"])
+    return int(progress["step"]) - (int(progress["epoch"]) - 1) * each, each
 
 
 def _show_attempts(attempts: list[Attempt], checkpoints: list[Checkpoint]) -> None:
@@ -257,7 +265,7 @@ def _show_attempts(attempts: list[Attempt], checkpoints: list[Checkpoint]) -> No
     )
 
 
-# "loss" is of the training reviews, the rest of the validation reviews; accuracies of tokens and of sentiment.
+# The first loss is that of training; all the rest is of the validation reviews.
 REPORT_COLUMNS = ("epoch", "loss", "val loss", "tok acc", "sent acc", "kl", "units", "took", "tokens/s")
 
 

@@ -5,7 +5,6 @@ The lines come from the store, which is the truth; only the bar comes from Redis
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.cli import output, service
-from jobs.cli.jobs import REPORT_COLUMNS, report_row, waits_for
+from jobs.cli.jobs import REPORT_COLUMNS, report_row, step_of_epoch, waits_for
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from jobs.store import Event, Job
 
 _POLL = 0.5  # seconds between two looks at the store
 _WIDTH = 10
-
-Bar = Callable[[dict[str, Any] | None], None]
 
 
 def show(job: str, *, check: Callable[[Job, Mapping[str, Any] | None], None] | None = None) -> Job:
@@ -31,21 +30,21 @@ def show(job: str, *, check: Callable[[Job, Mapping[str, Any] | None], None] | N
     `check` is called at each look with the job and its newest live progress, and may raise.
     """
     store = service.store()
-    story = _Story()
     look = 0.0
     newest: Mapping[str, Any] | None = None
-    with _bar() as bar:
+    with _screen() as screen:
+        story = _Story(screen.say)
         for progress in service.live_progress(job):
             if progress is not None:
                 newest = progress
-                bar(progress)
+                screen.progress(progress)
             if time.monotonic() < look:
                 continue
             # The state first: whatever was recorded before it is then seen below.
             now = store.job(job)
             story.tell(now)
             if now.state.final:
-                bar(None)
+                screen.progress(None)
                 story.end(now)
                 return now
             if check is not None:
@@ -57,7 +56,8 @@ def show(job: str, *, check: Callable[[Job, Mapping[str, Any] | None], None] | N
 class _Story:
     """Says each thing once, in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
         self._event = 0
         self._reports: set[tuple[int, int]] = set()  # attempt and epoch
         self._headed = False
@@ -70,24 +70,24 @@ class _Story:
             self._event = event.id
             text = _sentence(event)
             if text:
-                click.echo(text)
+                self._say(text)
         for report in store.reports(job.id):
             if (report.attempt, report.epoch) in self._reports:
                 continue
             self._reports.add((report.attempt, report.epoch))
             if not self._headed:
                 self._headed = True
-                click.echo(_line(REPORT_COLUMNS))
-            click.echo(_line(report_row(report)))
+                self._say(_line(REPORT_COLUMNS))
+            self._say(_line(report_row(report)))
         reason = waits_for(job)
         if reason and reason != self._reason:
-            click.echo(f"waits for {reason}")
+            self._say(f"waits for {reason}")
         self._reason = reason
 
     def end(self, job: Job) -> None:
         """Say how it ended."""
         text = f"job {job.id} {output.styled(str(job.state))}"
-        click.echo(text + (f": {job.error}" if job.error and job.state == "failed" else ""))
+        self._say(text + (f": {job.error}" if job.error and job.state == "failed" else ""))
 
 
 def _line(cells: tuple[object, ...]) -> str:
@@ -115,30 +115,53 @@ def _sentence(event: Event) -> str | None:
     return None
 
 
+class _Screen:
+    """Lines, in a pipe: the bar is for eyes only."""
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+        click.echo(line)
+
+    def progress(self, progress: Mapping[str, Any] | None) -> None:
+        """Show how far the running epoch is; None takes the bar away."""
+
+
+class _Terminal(_Screen):
+    """Lines above a bar that stays below."""
+
+    def __init__(self, shown: Progress):
+        self._shown = shown
+        self._task = shown.add_task("", total=None, visible=False, epoch="", said="")
+
+    def say(self, line: str) -> None:
+        from rich.text import Text
+
+        # Through the bar's own console, which moves the bar out of the way.
+        self._shown.console.print(Text.from_ansi(line), soft_wrap=True)
+
+    def progress(self, progress: Mapping[str, Any] | None) -> None:
+        if progress is None:
+            self._shown.update(self._task, visible=False)
+            return
+        step, steps = step_of_epoch(progress)
+        self._shown.update(
+            self._task,
+            visible=True,
+            completed=step,
+            total=steps,
+            epoch=f"{progress['epoch']}/{progress['epochs']}",
+            said=f"{step}/{steps} steps, loss {output.number(progress['loss'])}, "
+            f"{progress['reviews_per_second']:.0f} reviews/s",
+        )
+
+
 @contextmanager
-def _bar() -> Iterator[Bar]:
-    """Yields what draws the bar of the running epoch: on a terminal only."""
-    if not sys.stdout.isatty():
-        yield lambda progress: None
+def _screen() -> Iterator[_Screen]:
+    if not output.terminal():
+        yield _Screen()
         return
     from rich.progress import BarColumn, Progress, TextColumn
 
     columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(30), TextColumn("{task.fields[said]}"))
     with Progress(*columns, console=output.console(), transient=True) as shown:
-        task = shown.add_task("", total=None, visible=False, epoch="", said="")
-
-        def bar(progress: dict[str, Any] | None) -> None:
-            if progress is None:
-                shown.update(task, visible=False)
-                return
-            shown.update(
-                task,
-                visible=True,
-                completed=progress["step"],
-                total=progress["steps"],
-                epoch=f"{progress['epoch']}/{progress['epochs']}",
-                said=f"{progress['step']}/{progress['steps']} steps, loss {output.number(progress['loss'])}, "
-                f"{progress['reviews_per_second']:.0f} reviews/s",
-            )
-
-        yield bar
+        yield _Terminal(shown)

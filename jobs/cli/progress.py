@@ -44,6 +44,8 @@ def _rich_bars() -> Iterator[Tell]:
 
         def tell(what: str, done: int, total: int | None) -> None:
             if what not in tasks:
+                for task in shown.tasks:  # one thing after the other: what went before is done
+                    shown.update(task.id, total=task.total or 1, completed=task.total or 1)
                 tasks[what] = shown.add_task(what, total=total, far="")
             shown.update(tasks[what], completed=done, total=total, far=_far(what, done, total))
 
