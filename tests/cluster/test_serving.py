@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -272,6 +274,27 @@ def test_several_models_without_a_default_must_be_named(versions: tuple[Version,
     answer = asyncio.run(ask())
     assert answer.status_code == 422
     assert answer.json()["error"]["message"] == "several models are served, name one of: book, film"
+
+
+def test_the_requests_of_the_documentation_are_answered_as_it_says(versions: tuple[Version, Version]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "http-api.md").read_text(encoding="utf-8")
+    examples = re.findall(
+        r"```\ncurl -s 127.0.0.1:8000(/\S+)(?:[^`]*-d '([^`]*)')?\n```\n\n```json\n([^`]*)```", page
+    )
+    assert len(examples) == 7
+
+    async def ask() -> list[httpx.Response]:
+        models = Models()
+        await models.serve({"quickstart": versions[0].desired()})
+        async with client(models) as http:
+            return [
+                await http.post(path, json=json.loads(body)) if body else await http.get(path)
+                for path, body, _ in examples
+            ]
+
+    for (path, _, told), given in zip(examples, asyncio.run(ask()), strict=True):
+        assert given.json().keys() == json.loads(told).keys(), path
+        assert given.status_code == (422 if "error" in told else 200), path
 
 
 def test_a_version_must_say_where_it_is() -> None:
