@@ -196,14 +196,12 @@ def at(folder: Path) -> dict[str, str]:
 
 def run_uvicorn(port: int, version: dict[str, Any]) -> None:
     """The same application without Ray."""
-    import torch
     import uvicorn
 
     from cluster.serving.app import create
     from cluster.serving.models import Models
 
     async def run() -> None:
-        torch.set_num_threads(1)
         models = Models()
         await models.serve({MODEL: version})
         await uvicorn.Server(

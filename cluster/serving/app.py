@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import ray
-import torch
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -111,8 +110,6 @@ class TextVAE:
     """One replica: the models of its `user_config`, and the application that asks them."""
 
     def __init__(self) -> None:
-        # Each of the two threads that use the models computes on one core: more would only take turns.
-        torch.set_num_threads(1)
         _keep_to_loopback()
         self.models = Models()
 

@@ -10,14 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster.serving.batching import Batcher
 from cluster.serving.schemas import MAX_TEXTS
-from textvae import checkpoint
-from textvae.artifacts import fetch
-from textvae.model import TextVAE
-from textvae.predict import Predictor
+
+if TYPE_CHECKING:
+    from textvae.predict import Predictor
 
 logger = logging.getLogger("textvae.serving")
 
@@ -158,6 +157,16 @@ def _embeddings(loaded: Loaded, texts: list[str]) -> list[list[float]]:
 
 def read(wanted: Wanted) -> Loaded:
     """Read a version from the artifact store, verifying it against its digest."""
+    # They import torch, which takes seconds: a replica starts without it, and needs it for the first version.
+    import torch
+
+    from textvae import checkpoint
+    from textvae.artifacts import fetch
+    from textvae.model import TextVAE
+    from textvae.predict import Predictor
+
+    # Each of the two threads that use the models computes on one core: more would only take turns.
+    torch.set_num_threads(1)
     folder = fetch(wanted.location, _cache())
     saved = checkpoint.load(folder, digest=wanted.digest, optimizer=False)
     model = TextVAE(saved.config, saved.vocabulary.size)
