@@ -67,7 +67,7 @@ def dispatching(settings: Settings, service: Service) -> Iterator[None]:
         launcher.stop(attempt.actor)
 
 
-def until(what: Callable[[], Any], logs: Path, seconds: float = 90) -> Any:
+def until(what: Callable[[], Any], logs: Path, seconds: float = 120) -> Any:
     deadline = time.monotonic() + seconds
     while not (value := what()):
         if time.monotonic() > deadline:
@@ -83,7 +83,9 @@ def test_a_killed_attempt_is_resumed_and_a_cancelled_one_stops(
     training = {**small_config["training"], "epochs": 30}  # type: ignore[dict-item]
     config = from_mapping({**small_config, "training": training, "name": "road"})
     killed = service.submit(config, id="killed").job.id
-    cancelled = service.submit(config.model_copy(update={"name": "other"}), id="cancelled").job.id
+    # Long enough to be still at it when it is cancelled, however slow the other one's start is.
+    endless = from_mapping({**small_config, "training": {**training, "epochs": 10_000}, "name": "other"})
+    cancelled = service.submit(endless, id="cancelled").job.id
 
     until(lambda: store.checkpoints(killed), logs)
     log = settings.attempt_log(killed, 1).read_text()
