@@ -170,7 +170,10 @@ def waits_for(job: Job) -> str | None:
     needs = needs_of(job.cpus, job.gpus)
     if unfit:
         return f"a larger cluster: it {unfit[-1].detail['reason']}"
-    ahead = [other.id for other in store.queued()].index(job.id)
+    queued = [other.id for other in store.queued()]
+    if job.id not in queued:
+        return None  # it was claimed since it was looked up
+    ahead = queued.index(job.id)
     busy = store.jobs((JobState.RUNNING,))
     taken = f"running jobs hold {needs_of(sum(b.cpus for b in busy), sum(b.gpus for b in busy))}"
     if ahead:

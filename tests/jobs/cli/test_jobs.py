@@ -10,6 +10,7 @@ import pytest
 import yaml
 from click.testing import Result
 
+from jobs.cli.jobs import waits_for
 from jobs.queue import Queue
 from jobs.service import Service
 from jobs.settings import Settings
@@ -179,6 +180,15 @@ def test_show_of_a_queued_job_says_what_it_waits_for(
     assert reason("job-b") == "a larger cluster: it needs 4 CPUs, the cluster has 2"
     monkeypatch.delenv("TEXTVAE_REDIS_URL")
     assert reason("job-c") == "the service, which is not up: textvae-jobs up"
+
+
+def test_a_job_that_was_claimed_since_it_was_looked_up_waits_for_nothing(
+    run: Run, store: Store, add_job: Callable[..., Job]
+) -> None:
+    run("list")  # opens the home
+    before = add_job("job-a")
+    store.open_attempt("job-a", 1, "dispatcher")
+    assert waits_for(before) is None
 
 
 @pytest.mark.parametrize("words", [["show"], ["logs"], ["watch"], ["cancel"], ["retry"], ["wait"], ["plot"]])
