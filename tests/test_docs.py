@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from jobs.cli import main
+from jobs.cli.errors import EXIT_CODES
 from jobs.cli.reference import markdown
 
 ROOT = Path(__file__).parent.parent
@@ -65,6 +66,12 @@ def test_the_exit_codes_are_in_the_help() -> None:
     text = CliRunner().invoke(main, ["--help"]).output
     for code in (0, 1, 2, 3, 4, 5, 124):
         assert re.search(rf"^ +{code}  \S", text, re.MULTILINE), code
+
+
+def test_the_exit_codes_are_in_the_documentation() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    told = {int(code): text for code, text in re.findall(r"^\| `(\d+)` \| (.+) \|$", page, re.MULTILINE)}
+    assert told == EXIT_CODES
 
 
 def lines(page: str) -> Iterator[str]:

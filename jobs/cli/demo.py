@@ -94,8 +94,8 @@ def _walk(steps: _Steps, folder: Path, config: JobConfig, keep: bool) -> None:
     with steps("fetch real reviews"):
         _fetch(config)
     with steps("submit configs/quickstart.yaml"):
-        done = service.service().submit(config, owner=default_owner())
-        job = done.job
+        _cancel_earlier()
+        job = service.service().submit(config, owner=default_owner()).job
         click.echo(f"job {job.id}: model {config.name}, {output.several(config.resources.ranks, 'rank')}")
     with steps("train", job):
         _train(job)
@@ -161,6 +161,15 @@ def _fetch(config: JobConfig) -> None:
         f"{config.data.source}: {len(corpus.train):,} training, {len(corpus.validation):,} validation and "
         f"{len(corpus.test):,} test reviews in {corpus.folder}"
     )
+
+
+def _cancel_earlier() -> None:
+    """Cancel what a demo that was interrupted left unfinished in this home: it would go first."""
+    from jobs.store import JobState
+
+    for job in service.store().jobs([JobState.QUEUED, JobState.RUNNING]):
+        service.service().cancel(job.id)
+        click.echo(f"job {job.id} of an earlier demo is cancelled")
 
 
 def _train(job: Job) -> None:

@@ -13,7 +13,7 @@ from click.testing import Result
 from cluster.stack import StackError
 from jobs.cli import demo, errors, service, stack
 from jobs.settings import Settings
-from jobs.store import Job
+from jobs.store import Job, Store
 
 Run = Callable[..., Result]
 
@@ -107,6 +107,18 @@ def test_the_demo_never_touches_the_users_own_service(
     assert own.database_url == f"sqlite:///{tmp_path}/own/textvae.db"
     # The parts of the stack are given these, so that they do not inherit what the user set.
     assert service.environment()["TEXTVAE_REDIS_URL"] == ""
+
+
+def test_jobs_of_an_interrupted_demo_do_not_go_first(
+    run: Run, store: Store, add_job: Callable[..., Job]
+) -> None:
+    run("list")  # opens the home
+    add_job("waiting")
+    add_job("running")
+    store.open_attempt("running", 1, "dispatcher")
+    demo._cancel_earlier()
+    assert store.job("waiting").state == "cancelled"
+    assert store.job("running").cancel_requested is not None
 
 
 def test_patience_ends_when_nothing_new_is_seen(
