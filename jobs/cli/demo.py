@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -183,13 +183,14 @@ def _train(job: Job) -> None:
 class _Patience:
     """Raises once a job has shown nothing new for too long."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._seen: object = None
-        self._since = time.monotonic()
+        self._since = clock()
 
     def __call__(self, job: Job, progress: Mapping[str, Any] | None) -> None:
         seen = (job.state, job.attempt, progress and (progress.get("epoch"), progress.get("step")))
-        now = time.monotonic()
+        now = self._clock()
         if seen != self._seen:
             self._seen, self._since = seen, now
         elif now - self._since > _STALL:

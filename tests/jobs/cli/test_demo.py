@@ -87,7 +87,10 @@ def test_a_signal_ends_the_demo_through_its_clean_up(
 def test_an_error_that_nobody_foresaw_is_shown_whole(
     anywhere: Run, taken_down: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stack, "bring_up", lambda **ports: {}["nothing"])
+    def break_(**ports: object) -> None:
+        raise KeyError("nothing")
+
+    monkeypatch.setattr(stack, "bring_up", break_)
     result = anywhere("demo")
     assert result.exit_code == 1
     assert "Traceback" in result.stderr
@@ -121,12 +124,9 @@ def test_jobs_of_an_interrupted_demo_do_not_go_first(
     assert store.job("running").cancel_requested is not None
 
 
-def test_patience_ends_when_nothing_new_is_seen(
-    add_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_patience_ends_when_nothing_new_is_seen(add_job: Callable[..., Job]) -> None:
     now = [0.0]
-    monkeypatch.setattr(demo.time, "monotonic", lambda: now[0])
-    patience, job = demo._Patience(), add_job("job-a")
+    patience, job = demo._Patience(lambda: now[0]), add_job("job-a")
     for step in range(5):
         now[0] += 0.9 * demo._STALL
         patience(job, {"epoch": 1, "step": step})
