@@ -187,7 +187,8 @@ class _Console:
             _end_line()
             print(
                 f"epoch {report.epoch}/{self.epochs}  {report.seconds:.1f} s  "
-                f"{report.tokens_per_second:,.0f} tokens/s  training: {_metrics(report.train)}  validation: {_metrics(report.validation)}",
+                f"{report.tokens_per_second:,.0f} tokens/s  "
+                f"training: {_metrics(report.train)}  validation: {_metrics(report.validation)}",
                 flush=True,
             )
         saved = checkpoint.saved_in(self.output)

@@ -9,7 +9,6 @@ bit for bit on CPU.
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 import time
@@ -22,14 +21,14 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from textvae import checkpoint, objective, vocabulary
 from textvae.batches import Batch, Batches, framing
 from textvae.checkpoint import Checkpoint, Position
 from textvae.config import Config
 from textvae.evaluate import Meter
-from textvae.model import TextVAE, frame_length
+from textvae.model import TextVAE
+from textvae.ranks import Ranks, distributed
 from textvae.sources import Corpus, prepare
 from textvae.sources.permutation import key_of
 from textvae.vocabulary import Vocabulary
@@ -128,51 +127,6 @@ def run(
         return loop.run()
 
 
-class Ranks:
-    """What the ranks of one training tell one another; with one rank, nothing is sent."""
-
-    def __init__(
-        self, rank: int, world_size: int, device: torch.device, group: dist.ProcessGroup | None = None
-    ):
-        self.rank = rank
-        self.world_size = world_size
-        self.device = device
-        self.group = group
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        """The tensor, summed over ranks in place."""
-        if self.world_size > 1:
-            dist.all_reduce(tensor, group=self.group)
-        return tensor
-
-    def any(self, flag: bool) -> bool:
-        """Whether it holds on any rank."""
-        if self.world_size == 1:
-            return flag
-        tensor = torch.tensor(int(flag), dtype=torch.int32, device=self.device)
-        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.group)
-        return bool(tensor.item())
-
-    def text(self, make: Callable[[], str]) -> str:
-        """What `make` says on rank 0; the others do not call it."""
-        text = make() if self.rank == 0 else ""
-        if self.world_size == 1:
-            return text
-        content = torch.tensor(list(text.encode()), dtype=torch.uint8)
-        size = torch.tensor(len(content), dtype=torch.int64, device=self.device)
-        self._from_first(size)
-        if self.rank == 0:
-            content = content.to(self.device)
-        else:
-            content = torch.empty(int(size.item()), dtype=torch.uint8, device=self.device)
-        self._from_first(content)
-        return bytes(content.cpu().tolist()).decode()
-
-    def _from_first(self, tensor: Tensor) -> None:
-        source = dist.get_global_rank(self.group, 0) if self.group is not None else 0
-        dist.broadcast(tensor, source, group=self.group)
-
-
 def validate(
     config: Config, model: TextVAE, batches: Batches, ranks: Ranks, *, seed_parts: tuple[int | str, ...] = ()
 ) -> dict[str, float]:
@@ -227,7 +181,7 @@ class _Loop:
             self.model.load_state_dict(saved.model_state)
             self.optimizer.load_state_dict(saved.optimizer_state)
             self.position, self.sums = saved.position, saved.sums
-        self.forward: nn.Module = _distributed(self.model, ranks)
+        self.forward: nn.Module = distributed(self.model, ranks)
         if ranks.rank == 0:
             count = sum(p.numel() for p in self.model.parameters())
             logger.info(
@@ -429,27 +383,6 @@ def _vocabulary(config: Config, corpus: Corpus, ranks: Ranks) -> Vocabulary:
     """Built by rank 0 from the training texts, the same on all ranks."""
     text = ranks.text(lambda: vocabulary.build(config.vocabulary, corpus.train.texts()).to_json())
     return Vocabulary.from_json(text)
-
-
-def _distributed(model: TextVAE, ranks: Ranks) -> nn.Module:
-    if ranks.world_size == 1:
-        return model
-    # The only buffers are constants; PyTorch 2.13 renamed the argument that says to leave them alone.
-    known = inspect.signature(DistributedDataParallel).parameters
-    keep = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    options: dict[str, Any] = {keep: False}
-    wrapped = DistributedDataParallel(
-        model, process_group=ranks.group, gradient_as_bucket_view=True, **options
-    )
-    # After its first step DDP arranges the gradients anew, in the order in which they came, and from three
-    # ranks on the arrangement decides the last bits of their sums. With a first step that counts for nothing,
-    # all that count see the same arrangement, whether training was resumed in between or not.
-    length = frame_length(model.config)
-    tokens = torch.full((1, length), vocabulary.OOV)
-    batch = Batch(tokens, torch.tensor([length]), torch.tensor([1]), ranks.world_size)
-    wrapped(batch.to(ranks.device)).loss.backward()
-    wrapped.zero_grad(set_to_none=True)
-    return wrapped
 
 
 @contextmanager

@@ -81,7 +81,6 @@ def start_head(folder: Path, cpus: int) -> tuple[LocalRay, subprocess.Popen[byte
         "RAY_AUTH_TOKEN_PATH": str(token_path),
         "OMP_NUM_THREADS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_raylet_start_wait_time_s": "120",  # a busy machine is no failure
     }
     names = (
         "object-manager-port",
