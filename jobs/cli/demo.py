@@ -228,7 +228,7 @@ def _ask(model: str) -> None:
     answer = http.ask("/v1/sentiment", {"model": model, "texts": list(REVIEWS)})
     predict.show(list(REVIEWS), answer)
     again = http.ask("/v1/reconstruct", {"model": model, "texts": [REVIEWS[0]]})
-    samples = http.ask("/v1/sample", {"model": model, "n": 2, "seed": 1})
+    samples = http.ask("/v1/sample", {"model": model, "n": 2, "seed": 1, "temperature": 0.6})
     line = http.ask("/v1/interpolate", {"model": model, "a": REVIEWS[0], "b": REVIEWS[1], "steps": 5})
     for title, given in (
         (f"reconstruction of: {REVIEWS[0]}", http.texts(again)),
