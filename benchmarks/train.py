@@ -267,7 +267,7 @@ def end(head: subprocess.Popen[bytes]) -> None:
     """End the head and everything that it started."""
     family = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
     head.terminate()
-    _, alive = psutil.wait_procs(family, timeout=10)
+    _, alive = psutil.wait_procs(family, timeout=3)
     for each in alive:
         each.kill()
     head.wait()

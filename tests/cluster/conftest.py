@@ -63,7 +63,7 @@ def end_ray(process: subprocess.Popen[bytes]) -> None:
     except psutil.NoSuchProcess:
         family = []
     process.send_signal(signal.SIGTERM)
-    _, alive = psutil.wait_procs(family, timeout=10)
+    _, alive = psutil.wait_procs(family, timeout=3)
     for each in alive:
         each.kill()
     process.wait(10)
