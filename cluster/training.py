@@ -25,6 +25,7 @@ from typing import Any, Literal
 import ray
 
 from cluster import launching
+from textvae import heap
 from textvae.artifacts import ArtifactError, Artifacts
 from textvae.checkpoint import CheckpointError, Position
 from textvae.config import Config, ConfigError, parse
@@ -210,6 +211,8 @@ def _rank(arguments: dict[str, Any]) -> None:
     """What every rank runs, in a process of its own."""
     import torch
 
+    from textvae.model import expected_memory
+
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     attempt = ray.get_actor(arguments["attempt"], namespace=launching.NAMESPACE)
@@ -223,6 +226,7 @@ def _rank(arguments: dict[str, Any]) -> None:
                 "started, one of %d, on node %s (%s)", world_size, node, ray.util.get_node_ip_address()
             )
             config = parse(Config, arguments["config"])
+            heap.bound(expected_memory(config, world_size))
             store = Artifacts(arguments["storage"])
             device, group = _device(arguments["gpus"], world_size)
             resume: Path | None = None

@@ -97,10 +97,12 @@ def _train(config: Config, settings: _Settings, options: argparse.Namespace, out
     # Only now, so that --help and a wrong config answer at once.
     import torch
 
-    from textvae import checkpoint, train
+    from textvae import checkpoint, heap, train
+    from textvae.model import expected_memory
     from textvae.sources import SourceError
 
     torch.set_num_threads(options.threads or settings.threads)
+    heap.bound(expected_memory(config))
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     home = Path(os.environ.get("TEXTVAE_HOME", "~/.textvae")).expanduser()
     output.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # Logits computed at once, in numbers; more positions than that are done chunk by chunk, and again in the
 # backward pass: a long batch of a large vocabulary would otherwise fill the memory with logits alone.
-LOGITS_AT_ONCE = 2**26
+LOGITS_AT_ONCE = 2**23
 
 
 class TextVAE(nn.Module):
