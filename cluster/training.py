@@ -75,7 +75,7 @@ def fit(
     storage: str,
     prefix: str,
     resume: tuple[str, str] | None,
-    ray_storage: Path | str,
+    ray_storage: str,
     name: str,
     on_message: OnMessage,
     start_timeout: float = 300.0,
@@ -123,7 +123,7 @@ def fit(
         ),
         run_config=RunConfig(
             name=name,
-            storage_path=str(ray_storage),
+            storage_path=ray_storage,
             failure_config=FailureConfig(  # type: ignore[call-arg]
                 max_failures=0, controller_failure_limit=0, max_preemption_failures=0
             ),

@@ -117,9 +117,9 @@ class Settings:
         return self.run_folder / "stack.json"
 
     @property
-    def ray_results(self) -> Path:
-        """Where Ray Train keeps what it writes for itself."""
-        return self.home / "ray"
+    def ray_results(self) -> str:
+        """Where Ray Train keeps its own notes: beside the artifacts if all nodes can reach those."""
+        return f"{self.storage.rstrip('/')}/ray" if "://" in self.storage else str(self.home / "ray")
 
     @property
     def cache(self) -> Path:

@@ -46,7 +46,7 @@ class Fit(Protocol):
         storage: str,
         prefix: str,
         resume: tuple[str, str] | None,
-        ray_storage: Path,
+        ray_storage: str,
         name: str,
         on_message: Callable[[dict[str, Any]], dict[str, Any]],
         start_timeout: float,

@@ -17,6 +17,7 @@ def test_everything_has_a_default_below_home(tmp_path: Path):
     assert settings.storage == str(home / "storage")
     assert settings.redis_url is None
     assert settings.ray_address is None
+    assert settings.ray_results == str(home / "ray")
     assert settings.attempt_log("abcd", 2) == home / "logs" / "abcd" / "attempt-2.log"
     assert settings.stack_file == home / "run" / "stack.json"
 
@@ -36,6 +37,7 @@ def test_the_environment_decides(tmp_path: Path):
     assert settings.home == tmp_path
     assert settings.database_url == "postgresql+psycopg://u:p@db/x"
     assert settings.storage == "s3://bucket/reviews"
+    assert settings.ray_results == "s3://bucket/reviews/ray"
     assert settings.ray_address == "10.0.0.1:6379"
     assert settings.max_gpus == 16
     assert settings.max_cpus is None
