@@ -151,4 +151,4 @@ def test_command_lines_are_found_in_blocks_and_in_prose() -> None:
 
 
 def test_the_config_reference_is_the_generated_one() -> None:
-    assert (ROOT / "docs" / "config.md").read_text(encoding="utf-8") == markdown()
+    assert markdown() in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -52,7 +52,7 @@ def check(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
 
 @config.command()
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON Schema, for editors and programs.")
-@click.option("--markdown", "as_markdown", is_flag=True, help="Print the page docs/config.md.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print the reference that README.md holds.")
 def schema(as_json: bool, as_markdown: bool) -> None:
     """Print every key of a config: its type, default and meaning."""
     from jobs.cli import reference
