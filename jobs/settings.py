@@ -154,7 +154,11 @@ class Settings:
         changes: dict[str, Any] = {}
         origins = dict(self.origins)
         for name in _STACK_KEYS:
-            if getattr(self, name) is None and stack.get(name):
+            given = getattr(self, name) is not None
+            if name == "token_path":
+                # A token belongs to one cluster: the environment's is for the RAY_ADDRESS beside it.
+                given = given and self.ray_address is not None
+            if not given and stack.get(name):
                 changes[name] = Path(stack[name]) if name == "token_path" else stack[name]
                 origins[name] = str(self.stack_file)
         return replace(self, **changes, origins=origins)

@@ -87,6 +87,19 @@ def test_the_local_stack_fills_what_the_environment_leaves_open(tmp_path: Path):
     assert origins["storage"] == "default"
 
 
+@pytest.mark.parametrize(("address", "token"), [({}, "stacks"), ({"RAY_ADDRESS": "10.0.0.1:6379"}, "own")])
+def test_a_token_of_the_environment_is_for_the_cluster_that_it_names(
+    tmp_path: Path, address: dict[str, str], token: str
+):
+    settings = Settings.from_environment(
+        {"TEXTVAE_HOME": str(tmp_path), "RAY_AUTH_TOKEN_PATH": str(tmp_path / "own"), **address}
+    )
+    settings.run_folder.mkdir()
+    stack = {"ray_address": "127.0.0.1:2", "token_path": str(tmp_path / "stacks")}
+    settings.stack_file.write_text(json.dumps(stack))
+    assert settings.connected().token_path == tmp_path / token
+
+
 def test_a_broken_stack_file_is_named(tmp_path: Path):
     settings = Settings.from_environment({"TEXTVAE_HOME": str(tmp_path)})
     settings.run_folder.mkdir()
