@@ -69,6 +69,9 @@ class ArtifactStore(Protocol):
     def delete(self, name: str) -> None:
         """Remove it."""
 
+    def list(self, prefix: str) -> list[str]:
+        """The names of all that are there, whole, under `prefix`."""
+
 
 @dataclass(frozen=True)
 class Tools:

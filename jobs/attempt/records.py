@@ -129,6 +129,21 @@ class Records:
                 return checkpoint
         return None
 
+    def sweep(self) -> None:
+        """Delete what earlier attempts put in place and died before they recorded it: nothing names it."""
+        recorded = {
+            c.location for c in self._persist(lambda: self._store.checkpoints(self.job, deleted=True))
+        }
+        earlier = [f"jobs/{self.job}/attempt-{number}" for number in range(1, self.number)]
+        try:
+            for location in (found for prefix in earlier for found in self._tools.artifacts.list(prefix)):
+                if location not in recorded:
+                    self._tools.artifacts.delete(location)
+                    self._log.write(f"deleted {location}, which was never recorded")
+        except (OSError, RuntimeError) as error:
+            # Training must not fail for it: the next attempt tries again.
+            self._log.write(f"looking for checkpoints that were never recorded: {error}")
+
     def promote(self) -> Version | None:
         """Make the job's best checkpoint a model version and serve it, if it beats what is served."""
         select, model = self.config.select, self.config.name

@@ -105,6 +105,7 @@ class Work:
         records = self._records
         resources = records.config.resources
         resume = records.resume_point()
+        records.sweep()
         if resume is not None:
             records.join(host, resumed_from=resume.id)
             self._log.write(f"resuming from {resume.location}, step {resume.step}")

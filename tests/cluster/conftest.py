@@ -70,7 +70,7 @@ def end_ray(process: subprocess.Popen[bytes]) -> None:
 
 
 def start_head(folder: Path, cpus: int) -> tuple[LocalRay, subprocess.Popen[bytes]]:
-    """A head on 127.0.0.1 that wants a token and has no dashboard."""
+    """A head that wants a token; with a dashboard, as Ray Train frees a killed attempt's CPUs through it."""
     token_path = folder / "token"
     token_path.write_text(secrets.token_hex(32))
     token_path.chmod(0o600)
@@ -87,7 +87,7 @@ def start_head(folder: Path, cpus: int) -> tuple[LocalRay, subprocess.Popen[byte
         "node-manager-port",
         "ray-client-server-port",
         "metrics-export-port",
-        "dashboard-port",  # something listens there even without a dashboard
+        "dashboard-port",
     )
     process = start_ray(
         folder,
@@ -97,7 +97,8 @@ def start_head(folder: Path, cpus: int) -> tuple[LocalRay, subprocess.Popen[byte
             "--node-ip-address=127.0.0.1",
             f"--port={port}",
             *(f"--{name}={other}" for name, other in zip(names, others, strict=True)),
-            "--include-dashboard=false",
+            "--include-dashboard=true",
+            "--dashboard-host=127.0.0.1",
             f"--num-cpus={cpus}",
             "--object-store-memory=150000000",
             f"--temp-dir={folder}",

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from cluster import launching
 from jobs.config import from_mapping
 from jobs.dispatcher import Dispatcher, Timings
 from jobs.queue import Queue
@@ -111,3 +112,10 @@ def test_a_killed_attempt_is_resumed_and_a_cancelled_one_stops(
     assert checkpoint.verify(folder, digest=version.digest)
     kept = {c.location for c in store.checkpoints(killed)}
     assert set(Artifacts(settings.storage).list(f"jobs/{killed}")) == kept
+
+    # Neither the killed attempt nor the others keep anything of the cluster.
+    def all_free() -> bool:
+        total, free = launching.resources()
+        return free.get("CPU") == total["CPU"]
+
+    until(all_free, logs, 30)

@@ -287,6 +287,30 @@ def test_a_failure_is_recorded_and_the_next_attempt_resumes(
     assert store.version("reviews").value == 0.8
 
 
+def test_a_checkpoint_that_was_put_and_never_recorded_is_deleted_by_the_next_attempt(
+    submit: Callable[..., str], attempt: Callable[..., Work], training: Training, settings: Settings
+):
+    job = submit("first")
+    artifacts = Artifacts(settings.storage)
+
+    def dies_before_recording(training: Training) -> str:
+        training.checkpoint(1, 0.6)
+        name = f"{training.given['prefix']}/epoch-02"
+        write(training.scratch / name, Position(2, 20, 0), {})
+        artifacts.put(training.scratch / name, name)
+        raise RuntimeError("killed")
+
+    training.script = dies_before_recording
+    attempt(job).run()
+    assert artifacts.list("jobs/first") == ["jobs/first/attempt-1/epoch-01", "jobs/first/attempt-1/epoch-02"]
+
+    training.script = lambda training: str(training.checkpoint(2, 0.8)) and "finished"
+    attempt(job, 2).run()
+    assert training.given["resume"][0] == "jobs/first/attempt-1/epoch-01"
+    assert artifacts.list("jobs/first") == ["jobs/first/attempt-1/epoch-01", "jobs/first/attempt-2/epoch-02"]
+    assert "attempt-1/epoch-02, which was never recorded" in log_of(settings, job, 2)
+
+
 def test_a_checkpoint_that_is_not_good_is_passed_over(
     submit: Callable[..., str],
     attempt: Callable[..., Work],
