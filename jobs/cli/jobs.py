@@ -174,7 +174,8 @@ def waits_for(job: Job) -> str | None:
     if job.id not in queued:
         return None  # it was claimed since it was looked up
     ahead = queued.index(job.id)
-    busy = store.jobs((JobState.RUNNING,))
+    # It may have been claimed between these looks: it does not wait for itself.
+    busy = [other for other in store.jobs((JobState.RUNNING,)) if other.id != job.id]
     taken = f"running jobs hold {needs_of(sum(b.cpus for b in busy), sum(b.gpus for b in busy))}"
     if ahead:
         return f"{output.several(ahead, 'job')} ahead of it; {taken}"
