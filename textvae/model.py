@@ -10,7 +10,7 @@ Keras' LSTM of 2017 had hard_sigmoid gates by default; since Keras 2.3 they are 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 # Logits computed at once, in numbers; more positions than that are done chunk by chunk, and again in the
 # backward pass: a long batch of a large vocabulary would otherwise fill the memory with logits alone.
 LOGITS_AT_ONCE = 2**23
+
+# Logits (rows, vocabulary) and targets (rows,) -> losses (rows,)
+Score = Callable[[Tensor, Tensor], Tensor]
 
 
 class TextVAE(nn.Module):
@@ -100,7 +103,8 @@ class TextVAE(nn.Module):
         mean, log_var = self.encode(tokens)
         z = self.sample_posterior(mean, log_var, generator)
         targets = tokens.flatten()
-        scores, correct = self._score_chunks(self._hidden(z).flatten(0, 1), targets)  # (batch * length,)
+        hidden = self._hidden(z).flatten(0, 1)  # (batch * length, hidden)
+        scores, correct = self._score_chunks(hidden, targets, objective.seed_reconstruction)
         # max_length * mean over length and vocabulary, which leaves a division by the vocabulary
         reconstruction = scores.sum() / self.vocabulary_size
         kl = objective.seed_kl(mean, log_var).sum()
@@ -129,7 +133,7 @@ class TextVAE(nn.Module):
         z = self.sample_posterior(mean, log_var, generator)
         hidden = self._hidden(z, self._previous(tokens, generator))  # (batch, length, hidden)
         real = tokens != PAD
-        scores, correct = self._score_chunks(hidden[real], tokens[real])  # (real tokens,)
+        scores, correct = self._score_chunks(hidden[real], tokens[real], objective.cross_entropy)
         reconstruction = scores.sum()
         kl = objective.kl(mean, log_var, self.config.model.noise_std).sum()
         logits = self.sentiment_logits(mean)
@@ -168,20 +172,19 @@ class TextVAE(nn.Module):
         draw = torch.rand(previous.shape, generator=generator, device=tokens.device)
         return previous.masked_fill((draw < dropped) & (previous != START), OOV)
 
-    def _score_chunks(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Each position's reconstruction loss and whether its target is the likeliest: (rows,), (rows,)."""
+    def _score_chunks(self, hidden: Tensor, targets: Tensor, score: Score) -> tuple[Tensor, Tensor]:
+        """`score` of each position's logits, and whether its target is the likeliest: (rows,), (rows,)."""
         rows = max(1, LOGITS_AT_ONCE // self.vocabulary_size)
         if len(targets) <= rows:
-            return self._score(hidden, targets)
+            return self._score(hidden, targets, score)
         parts = [
-            checkpoint(self._score, h, t, use_reentrant=False, preserve_rng_state=False)
+            checkpoint(self._score, h, t, score, use_reentrant=False, preserve_rng_state=False)
             for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
         ]
         return torch.cat([scores for scores, _ in parts]), torch.cat([correct for _, correct in parts])
 
-    def _score(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _score(self, hidden: Tensor, targets: Tensor, score: Score) -> tuple[Tensor, Tensor]:
         logits = self.output(hidden)  # (rows, vocabulary)
-        score = objective.cross_entropy if self.autoregressive else objective.seed_reconstruction
         return score(logits, targets), logits.detach().argmax(dim=-1) == targets
 
     # The parts
@@ -220,6 +223,25 @@ class TextVAE(nn.Module):
                 "the autoregressive decoder needs the tokens that it is fed; generate() needs none"
             )
         return self.output(self._hidden(z, F.pad(tokens[:, :-1], (1, 0), value=START)))
+
+    def token_losses(self, z: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """How well z (batch, latent) explains tokens (batch, length), each token before it being known.
+
+        Three tensors (batch, length): -log p(token | tokens before it, z) in nats, whether the token is the
+        likeliest at its position, and whether it counts. Real tokens and END count, PAD and START do not;
+        where a token does not count, its loss is 0 and it is not the likeliest.
+        """
+        counted = (tokens != PAD) & (tokens != START)
+        previous = F.pad(tokens[:, :-1], (1, 0), value=START) if self.autoregressive else None
+        hidden = self._hidden(z, previous)[:, : tokens.shape[1]]  # (batch, length, hidden)
+        scores, hits = self._score_chunks(hidden[counted], tokens[counted], objective.cross_entropy)
+        losses = torch.zeros(tokens.shape, device=tokens.device).masked_scatter(counted, scores)
+        correct = torch.zeros_like(counted).masked_scatter(counted, hits)
+        return losses, correct, counted
+
+    def log_likelihood(self, z: Tensor, tokens: Tensor) -> Tensor:
+        """log p(x | z) in nats, (batch,): of tokens (batch, length), END counted, PAD and START not."""
+        return -self.token_losses(z, tokens)[0].sum(dim=1)
 
     def _hidden(self, z: Tensor, previous: Tensor | None = None) -> Tensor:
         """The decoder's last layer: (batch, length, hidden)."""

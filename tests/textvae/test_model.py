@@ -292,3 +292,27 @@ def test_memory_grows_with_what_is_held() -> None:
     assert expected_memory(large) > 16 * 12_863_036
     # Two ranks halve the batch but hold the gradients once more.
     assert expected_memory(large, 2) < expected_memory(large)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["elbo", "seed"])
+def test_token_losses_count_real_tokens_and_nothing_else(kind: str) -> None:
+    torch.manual_seed(0)
+    model = TextVAE(config(kind)).eval()
+    tokens = batch(kind).tokens
+    if kind == "seed":  # pre-padded, START first
+        tokens[0, :2], tokens[0, 2], tokens[1, 0] = PAD, START, START
+    z = torch.randn(len(tokens), 4)
+    losses, correct, counted = model.token_losses(z, tokens)
+    log_p = model.decode(z, tokens).log_softmax(-1)
+    for row, ids in enumerate(tokens.tolist()):
+        total = 0.0
+        for position, token in enumerate(ids):
+            real = token not in (PAD, START)
+            expected = -float(log_p[row, position, token]) if real else 0.0
+            total += expected
+            assert bool(counted[row, position]) == real
+            assert float(losses[row, position]) == pytest.approx(expected, abs=1e-5)
+            likeliest = int(log_p[row, position].argmax()) == token
+            assert bool(correct[row, position]) == (real and likeliest)
+        assert float(model.log_likelihood(z, tokens)[row]) == pytest.approx(-total, abs=1e-4)
