@@ -42,10 +42,18 @@ class Predictor:
     def load(
         cls, folder: Path | str, device: torch.device | str = "cpu", *, digest: str | None = None
     ) -> Predictor:
-        """The Predictor of a checkpoint's folder; CheckpointError if it is torn or not that of `digest`."""
+        """The Predictor of a checkpoint's folder; CheckpointError if it is torn, not that of `digest`, or if its
+        weights are those of another config or vocabulary."""
         saved = checkpoint.load(folder, digest=digest, optimizer=False)
         model = TextVAE(saved.config, saved.vocabulary.size)
-        model.load_state_dict(saved.model_state)
+        try:
+            model.load_state_dict(saved.model_state)
+        except RuntimeError as error:
+            first = str(error).splitlines()[1:2] or [str(error)]
+            raise checkpoint.CheckpointError(
+                f"{folder}: its weights do not fit its config and its vocabulary of {saved.vocabulary.size} "
+                f"tokens: {first[0].strip()}"
+            ) from error
         return cls(saved.config, saved.vocabulary, model, device)
 
     @classmethod

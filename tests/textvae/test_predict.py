@@ -161,3 +161,17 @@ def test_threads_may_ask_at_once(predictor: Predictor) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert all(answer == expected for answer in pool.map(ask, range(12)))
+
+
+def test_weights_of_another_vocabulary_are_refused(predictor: Predictor, tmp_path: Path) -> None:
+    checkpoint.save(
+        tmp_path / "epoch-01",
+        model=predictor.model,
+        optimizer=torch.optim.Adam(predictor.model.parameters()),
+        config=predictor.config,
+        vocabulary=vocabulary.Words(["film"], 12),
+        position=Position(1, 2, 0),
+        metrics={},
+    )
+    with pytest.raises(CheckpointError, match=r"do not fit its config and its vocabulary of 12 tokens"):
+        Predictor.load(tmp_path / "epoch-01")
