@@ -1,0 +1,142 @@
+"""Cancelled attempts, and stale ones."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from jobs.attempt import AttemptLog, Timings, Tools, Work
+from jobs.queue import Queue
+from jobs.service import Service
+from jobs.settings import Settings
+from jobs.store import AttemptState, Cause, JobState, StaleAttempt, Store
+
+from .conftest import Train, Training, log_of, names
+
+
+def test_a_cancelled_attempt_stops_with_a_checkpoint(train: Train, store: Store, service: Service):
+    job = "first"
+
+    def script(training: Training) -> str:
+        training.progress(1)
+        service.cancel(job)
+        deadline = time.monotonic() + 10
+        while not training.progress(2):
+            assert time.monotonic() < deadline
+        training.checkpoint(0, name="step-000123")
+        return "stopped"
+
+    train(job, script)
+    assert store.job(job).state is JobState.CANCELLED
+    (ended,) = store.attempts(job)
+    assert (ended.state, ended.cause) == (AttemptState.CANCELLED, Cause.CANCELLED)
+    assert names(store, job) == ["step-000123"]
+    assert store.reports(job) == []
+
+
+def test_training_that_finishes_in_spite_of_a_cancel_has_succeeded(
+    train: Train, store: Store, service: Service
+):
+    def script(training: Training) -> str:
+        training.checkpoint(1, 0.5)
+        service.cancel("first")
+        return "finished"
+
+    train("first", script)
+    assert store.job("first").state is JobState.SUCCEEDED
+
+
+def test_a_cancel_before_any_rank_has_started_ends_the_process(
+    train: Train, store: Store, service: Service, left: threading.Event
+):
+    def hangs(training: Training) -> str:
+        service.cancel("first")
+        assert left.wait(10)  # the ranks would be gone by now
+        raise RuntimeError("killed")
+
+    train("first", hangs)
+    assert store.job("first").state is JobState.CANCELLED
+    assert store.attempts("first")[0].cause is Cause.CANCELLED
+
+
+def test_a_stale_attempt_ends_its_process_and_changes_nothing(
+    train: Train, store: Store, service: Service, settings: Settings, left: threading.Event
+):
+    job = "first"
+
+    def goes_stale(training: Training) -> str:
+        training.checkpoint(1, 0.5)
+        service.finish(job, 1, AttemptState.LOST, by="test", cause=Cause.DIED)
+        store.open_attempt(job, 2, by="test")
+        assert left.wait(10)
+        for write in (lambda: training.checkpoint(2, 0.9), lambda: training.progress(9)):
+            try:
+                write()
+            except StaleAttempt:
+                continue
+            raise AssertionError("a stale attempt's write was taken")
+        return "finished"  # as if nothing had happened
+
+    train(job, goes_stale)
+    assert names(store, job) == ["epoch-01"]
+    assert store.models() == []
+    assert store.job(job).state is JobState.RUNNING
+    assert [a.state for a in store.attempts(job)] == [AttemptState.LOST, AttemptState.STARTING]
+    assert "not its active attempt" in log_of(settings, job)
+
+
+def test_a_checkpoint_of_a_stale_attempt_stops_training_even_if_nobody_has_looked(
+    submit: Callable[..., str], training: Training, store: Store, settings: Settings, tools: Tools
+):
+    """The refused write itself is what ends it, whether or not the watching thread was faster."""
+    job = submit("first")
+    store.open_attempt(job, 1, by="test")
+
+    def goes_stale(training: Training) -> str:
+        training.progress(1)
+        store.finish_attempt(job, 1, AttemptState.LOST, by="test")
+        training.checkpoint(1, 0.9)
+        return "finished"
+
+    training.script = goes_stale
+    slow = Timings(poll=30, renew=30, lease=60, patience=1)
+    queue_away = Queue(None)
+    with AttemptLog(settings.attempt_log(job, 1)) as log:
+        Work(store, queue_away, settings, job, 1, log, tools, timings=slow).run()
+    assert names(store, job) == []
+    assert store.job(job).state is JobState.QUEUED
+
+
+def test_an_attempt_that_is_stale_from_the_start_trains_nothing(
+    submit: Callable[..., str], attempt: Callable[..., Work], training: Training, store: Store
+):
+    work = attempt(submit("first"))
+    store.finish_attempt("first", 1, AttemptState.LOST, by="test")
+    work.run()
+    assert training.given == {}
+
+
+def test_losing_the_lease_to_a_newer_attempt_ends_the_process(
+    train: Train, queue: Queue, left: threading.Event
+):
+    def loses(training: Training) -> str:
+        queue.renew("first", 2, 60)
+        assert left.wait(10)
+        return "finished"
+
+    train("first", loses)
+    assert queue.leases(["first"]) == {"first": 2}
+
+
+def test_a_cancel_is_seen_without_redis(train: Train, store: Store):
+    def script(training: Training) -> str:
+        training.progress(1)
+        store.request_cancel("first", "ada")
+        deadline = time.monotonic() + 10
+        while not training.progress(2):
+            assert time.monotonic() < deadline
+        return "stopped"
+
+    train("first", script, queue=Queue(None))
+    assert store.job("first").state is JobState.CANCELLED

@@ -1,0 +1,91 @@
+"""The database itself: moments, pragmas, transactions, errors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+
+from jobs.config import JobConfig
+from jobs.store import JobState, Store, StoreUnavailable
+
+from .conftest import VALUES, AddJob
+
+
+def test_moments_are_utc_whatever_the_clock_says(tmp_path: Path, config: JobConfig):
+    moment = datetime(2030, 1, 2, 3, 4, 5, tzinfo=timezone(timedelta(hours=5)))
+    store = Store(f"sqlite:///{tmp_path / 'x.db'}", clock=lambda: moment)
+    job, _ = store.add_job("first", config={}, **VALUES)
+    assert job.created == moment
+    assert job.created.tzinfo is UTC
+    store.close()
+
+
+def test_the_promised_pragmas_hold(store: Store):
+    with store.reading() as connection:
+
+        def pragma(name: str) -> object:
+            return connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+
+        assert pragma("journal_mode") == "wal"
+        assert pragma("foreign_keys") == 1
+        assert pragma("busy_timeout") == 10_000
+        assert pragma("synchronous") == 2
+
+
+def test_readers_do_not_wait_for_a_writer(store: Store, add_job: AddJob):
+    add_job("first")
+    with store.writing() as connection:
+        connection.exec_driver_sql("UPDATE jobs SET priority = 5")
+        began = time.monotonic()
+        assert store.job("first").priority == 0
+        assert time.monotonic() - began < 1
+    assert store.job("first").priority == 5
+
+
+def test_writers_wait_for_one_another(store: Store, tmp_path: Path, add_job: AddJob):
+    other = Store(f"sqlite:///{tmp_path / 'home' / 'textvae.db'}")
+    add_job("first")
+    began, finished = threading.Event(), threading.Event()
+
+    def cancel() -> None:
+        began.set()
+        other.request_cancel("first", "ada")
+        finished.set()
+
+    thread = threading.Thread(target=cancel)
+    with store.writing() as connection:
+        connection.exec_driver_sql("UPDATE jobs SET priority = 5")
+        thread.start()
+        assert began.wait(5)
+        assert not finished.wait(0.2)
+    thread.join()
+    assert store.job("first").state is JobState.CANCELLED
+    other.close()
+
+
+def test_a_block_that_raises_writes_nothing(store: Store, add_job: AddJob):
+    add_job("first")
+    with pytest.raises(KeyError), store.writing() as connection:
+        connection.exec_driver_sql("UPDATE jobs SET priority = 5")
+        raise KeyError("oh")
+    assert store.job("first").priority == 0
+
+
+def test_a_driver_error_is_translated(store: Store):
+    with pytest.raises(StoreUnavailable, match="does not answer"), store.reading() as connection:
+        connection.exec_driver_sql("SELECT * FROM nothing")
+
+
+@pytest.mark.parametrize(
+    "modules", ["settings, jobs.store, jobs.queue, jobs.service", "dispatcher, jobs.attempt"]
+)
+def test_neither_torch_nor_ray_is_imported(modules: str):
+    code = f"import sys, jobs.{modules}; print(sorted({{'torch', 'ray', 'alembic'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

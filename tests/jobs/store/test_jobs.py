@@ -1,0 +1,157 @@
+"""Submitting, looking up, listing, cancelling, retrying; and the events."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+
+import pytest
+from sqlalchemy import insert
+
+from jobs.config import JobConfig
+from jobs.store import Ambiguous, AttemptState, Cause, Conflict, EventKind, JobState, NotFound, Store
+from jobs.store.tables import JobRow
+
+from .conftest import VALUES, AddJob, kinds
+
+
+def test_a_job_keeps_its_whole_config(store: Store, config: JobConfig, add_job: AddJob):
+    before = datetime.now(UTC)
+    job = add_job("first", priority=3, cpus=2, gpus=1)
+    assert (job.state, job.attempt, job.priority, job.cpus, job.gpus) == (JobState.QUEUED, 0, 3, 2, 1)
+    assert before <= job.created <= datetime.now(UTC)
+    assert store.config("first") == config.model_dump(mode="json")
+    assert kinds(store, "first") == [EventKind.SUBMITTED]
+
+
+def test_the_same_id_again_is_the_same_job(store: Store, config: JobConfig, add_job: AddJob):
+    first = add_job("first")
+    assert add_job("first") == first
+    assert kinds(store, "first") == [EventKind.SUBMITTED]
+    with pytest.raises(Conflict, match="exists with another config"):
+        store.add_job("first", config={**config.model_dump(mode="json"), "seed": 9}, **VALUES)
+    assert store.config("first")["seed"] == 0
+
+
+def test_ids_can_be_abbreviated(store: Store, add_job: AddJob):
+    add_job("abc1")
+    add_job("abc1x")
+    add_job("abd_")
+    assert store.job("abd").id == "abd_"
+    assert store.job("abc1").id == "abc1"  # a whole id is itself, though another one begins with it
+    with pytest.raises(Ambiguous) as ambiguous:
+        store.job("ab")
+    assert ambiguous.value.candidates == ["abc1", "abc1x", "abd_"]
+    assert "abc1, abc1x, abd_" in str(ambiguous.value)
+    for wrong in ("x", "", "a%", "abd%", "ab__"):
+        with pytest.raises(NotFound):
+            store.job(wrong)
+    with pytest.raises(NotFound):
+        store.job("abd", exact=True)
+
+
+def test_lists_are_newest_first_and_filtered(store: Store, add_job: AddJob):
+    for id, owner in (("aa1", "ada"), ("bb2", "bob"), ("cc3", "ada")):
+        add_job(id, owner=owner)
+    store.open_attempt("bb2", 1, by="test")
+    assert [job.id for job in store.jobs()] == ["cc3", "bb2", "aa1"]
+    assert [job.id for job in store.jobs(limit=1)] == ["cc3"]
+    assert [job.id for job in store.jobs(owner="ada")] == ["cc3", "aa1"]
+    assert [job.id for job in store.jobs([JobState.RUNNING])] == ["bb2"]
+    assert [job.id for job in store.jobs(name="other")] == []
+    assert [job.id for job in store.queued()] == ["aa1", "cc3"]
+
+
+def test_a_thousand_jobs_are_listed_in_a_blink(store: Store, config: JobConfig):
+    whole = config.model_dump(mode="json")
+    with store.writing() as connection:
+        rows = [
+            {
+                "id": f"job-{n:04}",
+                "config": whole,
+                "state": "queued",
+                "attempt": 0,
+                "created": store.clock(),
+                **VALUES,
+            }
+            for n in range(1000)
+        ]
+        connection.execute(insert(JobRow), rows)
+    store.jobs()
+    took = []
+    for _ in range(5):
+        began = time.perf_counter()
+        assert len(store.jobs()) == 1000
+        took.append(time.perf_counter() - began)
+    assert min(took) < 0.1
+
+
+def test_cancelling_a_queued_job_ends_it_at_once(store: Store, add_job: AddJob):
+    add_job("first")
+    job = store.request_cancel("first", "ada")
+    assert job.state is JobState.CANCELLED
+    assert job.finished is not None
+    assert store.open_attempt("first", 1, by="test") is None
+    assert kinds(store, "first") == [EventKind.SUBMITTED, EventKind.CANCELLED]
+
+
+def test_cancelling_a_running_job_asks_its_attempt(store: Store, add_job: AddJob):
+    add_job("first")
+    store.open_attempt("first", 1, by="test")
+    job = store.request_cancel("first", "ada")
+    assert job.state is JobState.RUNNING
+    assert store.request_cancel("first", "bob").cancel_requested == job.cancel_requested
+    assert store.check_attempt("first", 1).cancel_requested is not None
+    assert kinds(store, "first").count(EventKind.CANCEL_REQUESTED) == 1
+    # Whatever the attempt ends as, the job is not tried again.
+    ended = store.finish_attempt("first", 1, AttemptState.FAILED, by="test", cause=Cause.ERROR, error="x")
+    assert ended.state is JobState.CANCELLED
+
+
+def test_cancelling_an_ended_job_changes_nothing(store: Store, add_job: AddJob):
+    add_job("first")
+    store.open_attempt("first", 1, by="test")
+    done = store.finish_attempt("first", 1, AttemptState.SUCCEEDED, by="test")
+    assert store.request_cancel("first", "ada") == done
+    with pytest.raises(NotFound):
+        store.request_cancel("nobody", "ada")
+
+
+def test_retry_gives_new_attempts(store: Store, add_job: AddJob):
+    add_job("first")
+    with pytest.raises(Conflict, match="only a failed or cancelled job"):
+        store.retry("first", "ada", 2)
+    store.open_attempt("first", 1, by="test")
+    store.finish_attempt("first", 1, AttemptState.FAILED, by="test", cause=Cause.BAD_CONFIG, error="no data")
+    assert store.job("first").error == "no data"
+    job = store.retry("first", "ada", 2)
+    assert (job.state, job.attempt, job.attempt_limit, job.error, job.finished) == (
+        JobState.QUEUED,
+        1,
+        3,
+        None,
+        None,
+    )
+    for number in (2, 3):
+        store.open_attempt("first", number, by="test")
+        job = store.finish_attempt(
+            "first", number, AttemptState.LOST, by="test", cause=Cause.DIED, error="gone"
+        )
+    assert job.state is JobState.FAILED
+
+
+def test_events_are_told_from_where_one_left_off(store: Store, add_job: AddJob):
+    add_job("first")
+    add_job("second")
+    store.request_cancel("first", "bob")
+    all_events = store.events()
+    assert [event.kind for event in all_events] == [
+        EventKind.SUBMITTED,
+        EventKind.SUBMITTED,
+        EventKind.CANCELLED,
+    ]
+    assert [event.by for event in store.events("first")] == ["ada", "bob"]
+    assert store.events(after=all_events[1].id) == all_events[2:]
+    assert store.note_unfit("second", "dispatcher", "needs 8 GPUs, the cluster has 0")
+    assert not store.note_unfit("second", "dispatcher", "needs 8 GPUs, the cluster has 0")
+    assert store.events("second")[-1].detail == {"reason": "needs 8 GPUs, the cluster has 0"}
