@@ -155,7 +155,7 @@ class Records:
         ]
         # The best first; of equals the earliest, as training on brought nothing.
         for value, best in sorted(valued, key=lambda pair: (sign * pair[0], pair[1].step, pair[1].id)):
-            served = self._served(model)
+            served = self._version(model)
             if served is not None and not beats(value, select.metric, select.mode, served):
                 self._log.write(
                     f"not promoted: {select.metric} {value:.4f} of {best.name} does not beat "
@@ -205,7 +205,7 @@ class Records:
                 # Training must not fail for it: the record stays marked, and the next prune tries again.
                 self._log.write(f"{checkpoint.location} could not be deleted: {error}")
             else:
-                self._store.purged(checkpoint.id)
+                self._persist(lambda id=checkpoint.id: self._store.purged(id))  # type: ignore[misc]
 
     def _verified(self, checkpoint: Checkpoint) -> Path | None:
         """The checkpoint's files, if they are what the record says; if not, the log tells why.
@@ -224,9 +224,10 @@ class Records:
             return None
         return folder
 
-    def _served(self, model: str) -> Version | None:
+    def _version(self, model: str, version: int | None = None) -> Version | None:
+        """The version of that number, the served one by default; none if there is none."""
         try:
-            return self._persist(lambda: self._store.version(model))
+            return self._persist(lambda: self._store.version(model, version))
         except NotFound:
             return None
 
@@ -239,7 +240,6 @@ class Records:
         model = self.config.name
         number = self._persist(lambda: self._store.reserve_version(self.job, self.number, model))
         location = f"models/{model}/v{number}"
-        version: Version | None = None
         self._tools.artifacts.put(folder, location)
         try:
             version = self._persist(
@@ -255,10 +255,13 @@ class Records:
                     reason=reason,
                 )
             )
-        finally:
-            if version is None:
+        except StaleAttempt:
+            # An earlier try may have been recorded after all, with its answer lost.
+            if self._version(model, number) is None:
                 self._tools.artifacts.delete(location)
+            raise
         if version is None:
+            self._tools.artifacts.delete(location)
             self._log.write(f"not promoted: another job made a better version of {model} in the meantime")
         else:
             self._log.write(f"promoted {checkpoint.name} as version {number} of {model}: {reason}")

@@ -14,7 +14,7 @@ from jobs.attempt.parts import AttemptLog, Timings, Tools, short
 from jobs.attempt.records import Records
 from jobs.queue import Bell, Queue
 from jobs.settings import Settings
-from jobs.store import AttemptState, Cause, Job, StaleAttempt, Store, StoreUnavailable
+from jobs.store import AttemptState, Cause, Job, StaleAttempt, Store, StoreError
 
 
 class Work:
@@ -152,7 +152,8 @@ class Work:
                 if not self._ending.is_set():
                     self._abandon(str(error))
                 return
-            except StoreUnavailable as error:
+            except StoreError as error:
+                # Whether it is away or refuses: a thread that ended here would never hear of a cancel.
                 self._log.write(f"{error}; training goes on")
             bell = self._rest(bell)
 

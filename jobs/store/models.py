@@ -64,11 +64,19 @@ class ModelVerbs(AttemptVerbs):
     ) -> Version | None:
         """Record a version whose files are in place, and promote it, in one transaction.
 
-        None, and nothing is recorded, if by now a version is served that it does not beat (`beats`).
+        None, and nothing is recorded, if by now a version is served that it does not beat (`beats`). One that
+        this job has recorded already stays as it is: the answer to an earlier try may have been lost.
         Raises StaleAttempt.
         """
         with self.writing() as connection:
             self._guard(connection, job, number)
+            recorded = connection.execute(
+                select(*_VERSION).where(
+                    VersionRow.model == model, VersionRow.version == version, VersionRow.job == job
+                )
+            ).one_or_none()
+            if recorded is not None:
+                return Version(**recorded._mapping)
             row = connection.execute(
                 select(CheckpointRow).where(CheckpointRow.id == checkpoint)
             ).one_or_none()

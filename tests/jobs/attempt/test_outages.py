@@ -9,7 +9,8 @@ import pytest
 
 from jobs.queue import Queue
 from jobs.settings import Settings
-from jobs.store import JobState, Store, StoreUnavailable
+from jobs.store import AttemptState, Job, JobState, Store, StoreError, StoreUnavailable
+from textvae.artifacts import Artifacts
 
 from ..conftest import RedisServer
 from .conftest import Train, Training, log_of, names, reach
@@ -58,3 +59,75 @@ def test_a_database_that_is_away_for_a_while_is_waited_for(
     train("first", reach(1, 0.5))
     assert names(store, "first") == ["epoch-01"]
     assert log_of(settings, "first").count("trying again") == 2
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_commit_whose_answer_is_lost_is_not_taken_back(
+    train: Train, store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch, lost: bool
+):
+    """A network may break between the database's commit and its answer: the version is served by then."""
+    record, answered = store.record_version, [False]
+
+    def unanswered(*arguments: Any, **more: Any) -> Any:
+        recorded = record(*arguments, **more)
+        if not answered[0]:
+            answered[0] = True
+            if lost:  # before it can ask again
+                store.finish_attempt("first", 1, AttemptState.LOST, by="test")
+            raise StoreUnavailable("the database does not answer")
+        return recorded
+
+    monkeypatch.setattr(store, "record_version", unanswered)
+    train("first", reach(1, 0.5))
+    assert Artifacts(settings.storage).list("models") == [store.version("reviews").location]
+    assert len(store.promotions("reviews")) == 1
+    assert store.job("first").state is (JobState.QUEUED if lost else JobState.SUCCEEDED)
+
+
+def test_pruning_waits_for_a_database_that_is_away(
+    train: Train, store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    purged, away = store.purged, [1]
+
+    def flaky(checkpoint: int) -> None:
+        if away:
+            away.pop()
+            raise StoreUnavailable("the database does not answer")
+        purged(checkpoint)
+
+    def script(training: Training) -> str:
+        for epoch in (1, 2, 3, 4):
+            training.checkpoint(epoch, epoch / 10)
+        return "finished"
+
+    monkeypatch.setattr(store, "purged", flaky)
+    train("first", script)
+    assert store.job("first").state is JobState.SUCCEEDED
+    assert not away
+
+
+def test_a_database_that_refuses_a_look_does_not_end_the_watch(
+    train: Train, store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    look, refusals = store.check_attempt, [1]
+
+    def refuses(job: str, number: int) -> Job:
+        if refusals:
+            refusals.pop()
+            raise StoreError("the database refuses: too many connections")
+        return look(job, number)
+
+    def script(training: Training) -> str:
+        deadline = time.monotonic() + 10
+        training.progress(1)
+        while refusals:
+            assert time.monotonic() < deadline
+        store.request_cancel("first", "ada")
+        while not training.progress(2):
+            assert time.monotonic() < deadline
+        return "stopped"
+
+    monkeypatch.setattr(store, "check_attempt", refuses)
+    train("first", script)
+    assert store.job("first").state is JobState.CANCELLED
+    assert "too many connections; training goes on" in log_of(settings, "first")

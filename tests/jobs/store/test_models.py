@@ -38,6 +38,15 @@ def test_only_a_better_checkpoint_becomes_a_version(store: Store, trained: Train
     assert store.models()[0].versions == (1, 4)
 
 
+def test_a_version_that_is_recorded_again_is_the_same(store: Store, trained: Trained):
+    """Whoever did not hear whether the first try was committed tries again."""
+    made = trained("first", 0.8)
+    first = record_version(store, "first", 1, made)
+    assert first is not None
+    assert record_version(store, "first", 1, made, version=first.version) == first
+    assert len(store.promotions("reviews")) == 1
+
+
 def test_versions_of_different_metrics_are_compared_on_the_new_one(store: Store, trained: Trained):
     make_version(store, "first", 1, trained("first", 0.8))  # its loss is 0.2
 
