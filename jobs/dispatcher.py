@@ -117,6 +117,7 @@ class Dispatcher:
         self._timings = timings or Timings(start_timeout=settings.start_timeout)
         self._failures = Failures(logger)
         self._reconciled: float | None = None  # when, none to do it in the next pass
+        self._others: tuple[float, float] | None = None  # CPUs and GPUs in use by others, as seen last
 
     def loop(self, stop: threading.Event, clock: Callable[[], float] = time.monotonic) -> None:
         """Work until `stop` is set. Attempts go on without it."""
@@ -152,12 +153,13 @@ class Dispatcher:
         if capacity.total_cpus <= 0:
             raise RuntimeError("the cluster has no CPUs yet")
         self._queue.publish_cluster(vars(capacity))
+        others_cpus, others_gpus = self._held_by_others(capacity)
         while True:
             # The cluster counts an attempt once its ranks are placed; the store, from the start.
             cpus, gpus = self._store.committed()
             claim = self._queue.claim(
-                free_cpus=min(capacity.free_cpus, capacity.total_cpus - cpus),
-                free_gpus=min(capacity.free_gpus, capacity.total_gpus - gpus),
+                free_cpus=min(capacity.free_cpus, capacity.total_cpus - others_cpus - cpus),
+                free_gpus=min(capacity.free_gpus, capacity.total_gpus - others_gpus - gpus),
                 total_cpus=capacity.total_cpus,
                 total_gpus=capacity.total_gpus,
                 ttl=self._timings.claim_lease,
@@ -180,6 +182,27 @@ class Dispatcher:
             self._launcher.start(attempt.actor, attempts.main, arguments)
             logger.info("launched %s", attempt.actor)
             launched.append(attempt)
+
+    def _held_by_others(self, capacity: Capacity) -> tuple[float, float]:
+        """The CPUs and GPUs that somebody else uses of the cluster.
+
+        While ranks of ours are being placed nobody can tell whether what is in use is theirs. What was seen
+        before counts then, and without that all of it: an attempt that is promised what others have would
+        wait for its ranks until it is given up.
+        """
+        (cpus, gpus), (placing_cpus, placing_gpus) = (
+            self._store.committed(),
+            self._store.committed([AttemptState.STARTING]),
+        )
+        others = (
+            max(0.0, capacity.total_cpus - capacity.free_cpus - (cpus - placing_cpus)),
+            max(0.0, capacity.total_gpus - capacity.free_gpus - (gpus - placing_gpus)),
+        )
+        if not placing_cpus:
+            self._others = others
+        elif self._others is not None:
+            others = min(others[0], self._others[0]), min(others[1], self._others[1])
+        return others
 
     def watch(self) -> None:
         """End attempts that do not stop or do not start in time, and those that are dead."""
@@ -205,8 +228,13 @@ class Dispatcher:
             logger.warning("%s was lost", attempt.actor)
 
     def _kill(self, attempt: Attempt, state: AttemptState, cause: Cause, error: str) -> None:
-        logger.warning("stopping %s: %s", attempt.actor, error)
-        self._launcher.stop(attempt.actor)
+        try:
+            self._launcher.stop(attempt.actor)
+        except RuntimeError as failure:
+            self._failures.failed(f"stopping {attempt.actor}", failure)
+            return  # the next pass tries again; the other attempts must not wait for this one
+        self._failures.worked(f"stopping {attempt.actor}")
+        logger.warning("stopped %s: %s", attempt.actor, error)
         if Snapshot(self._launcher, self._failures).state(attempt.actor) != "dead":
             return  # not confirmed: the next pass tries again
         try:

@@ -13,6 +13,7 @@ from jobs.store.tables import AttemptRow, EventRow, JobRow
 from jobs.store.values import (
     ACTIVE,
     Ambiguous,
+    AttemptState,
     Conflict,
     Event,
     EventKind,
@@ -239,12 +240,12 @@ class JobVerbs(Database):
             self._event(connection, EventKind.UNFIT, job=job, by=by, detail={"reason": reason})
             return True
 
-    def committed(self) -> tuple[float, float]:
-        """The CPUs and GPUs that active attempts hold."""
+    def committed(self, states: Iterable[AttemptState] = ACTIVE) -> tuple[float, float]:
+        """The CPUs and GPUs of attempts in these states: of all that hold any, or will."""
         query = (
             select(JobRow.cpus, JobRow.gpus)
             .join(AttemptRow, AttemptRow.job == JobRow.id)
-            .where(AttemptRow.state.in_(ACTIVE))
+            .where(AttemptRow.state.in_(list(states)))
         )
         with self.reading() as connection:
             rows = connection.execute(query).all()

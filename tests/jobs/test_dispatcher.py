@@ -39,6 +39,7 @@ class Cluster:
         self.answers = True
         self.starts = True  # whether start really starts something
         self.dies = True  # whether stop really stops something
+        self.immortal: set[str] = set()  # what stop cannot end
         self.launched = threading.Event()
         self._lock = threading.Lock()
 
@@ -58,6 +59,8 @@ class Cluster:
     def stop(self, name: str) -> None:
         self._answer()
         self.stopped.append(name)
+        if name in self.immortal:
+            raise RuntimeError(f"{name} was told to die 30 s ago and is not gone")
         if self.dies:
             self.alive.discard(name)
 
@@ -163,6 +166,21 @@ def test_what_others_use_of_the_cluster_is_not_free(
     cluster.capacity = Capacity(4, 2, 2, 2)
     dispatcher.step()
     assert running(service.store) == ["one-1"]
+
+
+def test_what_others_use_is_not_given_to_two_jobs_that_start_at_once(
+    dispatcher: At, service: Service, cluster: Cluster, add_job: AddJob
+):
+    cluster.capacity = Capacity(4, 2, 2, 2)  # others hold 2 CPUs
+    add_job("one", cpus=2)
+    add_job("two", cpus=2)
+    dispatcher.step(3)
+    # The ranks of the first may not be placed yet: what the cluster says is free is meant for them.
+    assert running(service.store) == ["one-1"]
+    cluster.capacity = Capacity(6, 2, 2, 2)  # they are, and 2 more CPUs have come
+    service.store.start_attempt("one", 1)
+    dispatcher.step()
+    assert running(service.store) == ["one-1", "two-1"]
 
 
 def test_a_job_larger_than_the_cluster_is_told_of_once(
@@ -313,6 +331,32 @@ def test_a_kill_that_is_not_confirmed_is_tried_again(
     cluster.dies = True
     dispatcher.step()
     assert service.store.job("one").state is JobState.CANCELLED
+
+
+def test_an_attempt_that_cannot_be_killed_keeps_nobody_else_waiting(
+    dispatcher: At,
+    service: Service,
+    cluster: Cluster,
+    add_job: AddJob,
+    clock: Clock,
+    caplog: pytest.LogCaptureFixture,
+):
+    for id in ("one", "two", "three"):
+        add_job(id)
+    dispatcher.step()
+    for id in ("one", "two", "three"):
+        service.store.start_attempt(id, 1)
+    service.cancel("one")
+    service.cancel("two")
+    cluster.alive.discard("three-1")
+    service.queue.release("three", 1)
+    cluster.immortal.add("one-1")
+    clock.forward(31)
+    dispatcher.step(3)
+    assert service.store.job("one").state is JobState.RUNNING
+    assert service.store.job("two").state is JobState.CANCELLED
+    assert service.store.attempts("three")[0].state is AttemptState.LOST
+    assert len([r for r in caplog.records if "told to die" in r.getMessage()]) == 1
 
 
 def test_ranks_that_do_not_start_in_time_are_stopped_and_tried_again(
