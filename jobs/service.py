@@ -27,7 +27,7 @@ from jobs.store import (
 
 # Without 0/o, 1/l/i and u/v: an id is read aloud and typed.
 ALPHABET = "23456789abcdefghjkmnpqrstwxyz"
-_GIVEN_ID = re.compile(r"[a-z0-9-]{3,40}")
+_GIVEN_ID = re.compile(r"[a-z0-9][a-z0-9-]{2,39}")
 LAUNCH_GRACE = 20.0  # seconds that a launched attempt's process may take to come up before it counts as lost
 
 
@@ -73,7 +73,7 @@ class Service:
                 f"priority {priority} must be from {PRIORITIES[0]} to {PRIORITIES[-1]}; higher goes first"
             )
         if id is not None and not _GIVEN_ID.fullmatch(id):
-            raise InvalidRequest(f"id {id!r} must be 3 to 40 of a-z, 0-9 and '-'")
+            raise InvalidRequest(f"id {id!r} must be 3 to 40 of a-z, 0-9 and '-', the first no '-'")
         while True:
             try:
                 job, created = self.store.add_job(

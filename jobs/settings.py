@@ -16,6 +16,7 @@ Nothing else in the service reads the environment: whoever needs a setting is ha
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -144,12 +145,13 @@ class Settings:
     def connected(self) -> Settings:
         """These settings with the running local stack's addresses where the environment names none."""
         try:
-            stack = json.loads(self.stack_file.read_text(encoding="utf-8"))
+            stack = dict(json.loads(self.stack_file.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return self
-        except (OSError, ValueError) as error:
+        except (OSError, TypeError, ValueError) as error:
             raise SettingsError(
-                f"{self.stack_file} cannot be read ({error}); `textvae-jobs down` and `up`"
+                f"{self.stack_file} cannot be read ({error}): it is no record of a running service; "
+                "remove it, then `textvae-jobs up`"
             ) from error
         changes: dict[str, Any] = {}
         origins = dict(self.origins)
@@ -193,10 +195,14 @@ class Settings:
 def masked(url: str) -> str:
     """The URL with its password replaced by ***."""
     parts = urlsplit(url)
-    if parts.password is None:
+    query = re.sub(r"(?<![^&])(password=)[^&]*", r"\1***", parts.query)  # drivers take it there too
+    netloc = parts.netloc
+    if parts.password is not None:
+        user, _, host = netloc.rpartition("@")
+        netloc = f"{user.partition(':')[0]}:***@{host}"
+    if (netloc, query) == (parts.netloc, parts.query):
         return url
-    user, _, host = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:***@{host}"))
+    return urlunsplit(parts._replace(netloc=netloc, query=query))
 
 
 def _shown(value: object) -> str:

@@ -16,9 +16,9 @@ from filelock import FileLock, Timeout
 
 from cluster.serving import control
 from cluster.stack import parts, processes
-from cluster.stack.parts import LOOPBACK, StackError
+from cluster.stack.parts import LOOPBACK
 from cluster.stack.processes import MARK, Process
-from cluster.stack.state import PartStatus, Paths, Stack, read, secret, write
+from cluster.stack.state import PartStatus, Paths, Stack, StackError, read, secret, write
 
 DASHBOARD_PORT = 8265
 SERVE_PORT = 8000

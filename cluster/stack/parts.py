@@ -18,7 +18,7 @@ from pathlib import Path
 
 from cluster.stack import processes
 from cluster.stack.processes import Process
-from cluster.stack.state import Paths, Stack, secret, write_secret
+from cluster.stack.state import Paths, Stack, StackError, secret, write_secret
 
 PARTS: tuple[str, ...] = ("redis", "ray", "serve", "dispatcher")
 
@@ -34,10 +34,6 @@ _ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 # We pass tensors through files, not through Ray's object store.
 _OBJECT_STORE = 256 * 1024 * 1024
-
-
-class StackError(RuntimeError):
-    """A part of the stack cannot be started or reached; the message names the part and says why."""
 
 
 # --- Redis ---------------------------------------------------------------------------------------------

@@ -7,11 +7,15 @@ import os
 import secrets
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cluster.stack.processes import Process
 
 State = Literal["running", "stopped", "unreachable"]
+
+
+class StackError(RuntimeError):
+    """A part of the stack cannot be started or reached; the message names the part and says why."""
 
 
 @dataclass(frozen=True)
@@ -101,14 +105,20 @@ class Paths:
 
 
 def read(home: Path) -> Stack | None:
-    """The recorded stack of a home folder; None if there is none."""
+    """The recorded stack of a home folder; None if there is none. Raises StackError if it cannot be read."""
     path = Paths(Path(home)).stack
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        return _stack(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not a record of a stack: {error}; remove it to begin anew") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise StackError(
+            f"stack: {path} is not a record of a stack ({type(error).__name__}: {error}); "
+            "end its processes, if any, and remove it to begin anew"
+        ) from error
+
+
+def _stack(record: dict[str, Any]) -> Stack:
     return Stack(
         redis_url=record["redis_url"],
         ray_address=record["ray_address"],

@@ -105,7 +105,8 @@ def storage() -> Result:
 
 def redis_server() -> Result:
     """The redis-server that `up` would start."""
-    from cluster.stack.parts import StackError, redis_server
+    from cluster.stack import StackError
+    from cluster.stack.parts import redis_server
 
     try:
         path, version = redis_server()
@@ -153,7 +154,10 @@ def ray() -> Result:
             f"{settings.ray_address} is not the local stack's" if settings.ray_address else "not running",
         )
     url = f"{settings.dashboard_url}/api/version"
-    token = settings.token_path.read_text().strip() if settings.token_path else ""
+    try:
+        token = settings.token_path.read_text(encoding="utf-8").strip() if settings.token_path else ""
+    except OSError as error:
+        return Result("ray", "fail", f"{settings.token_path} cannot be read: {error.strerror or error}")
     try:
         with httpx.Client(timeout=_SECONDS, trust_env=False) as client:
             open_to_all = client.get(url).is_success

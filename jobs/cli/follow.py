@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NoReturn
@@ -69,8 +70,12 @@ def logs(job: str, follow: bool, attempt: int | None) -> None:
     except KeyboardInterrupt:
         detached(found.id)
     if follow:
-        path = settings.attempt_log(found.id, attempt or store.job(found.id).attempt)
-        output.talk(f"job {found.id} {store.job(found.id).state}; its log is {path}")
+        ended = store.job(found.id)
+        number = attempt or ended.attempt
+        where = (
+            f"its log is {settings.attempt_log(found.id, number)}" if number else "it never had an attempt"
+        )
+        output.talk(f"job {found.id} {ended.state}; {where}")
 
 
 def _log_now(job: Job, attempt: int | None) -> str:
@@ -86,6 +91,9 @@ def _log_text(job: Job, attempt: int | None) -> Iterator[str]:
     """What is in the log, then what is added, through every further attempt unless one was asked for."""
     store, settings = service.store(), service.settings()
     number, offset, said = attempt or max(job.attempt, 1), 0, False
+    letters = codecs.getincrementaldecoder("utf-8")(
+        "replace"
+    )  # the end of what is there may be half a letter
     while True:
         now = store.job(job.id)
         path = settings.attempt_log(job.id, number)
@@ -96,8 +104,8 @@ def _log_text(job: Job, attempt: int | None) -> Iterator[str]:
                 file.seek(offset)
                 added = file.read()
             offset += len(added)
-            if added:
-                yield added.decode("utf-8", errors="replace")
+            if text := letters.decode(added):
+                yield text
         elif not said:
             said = True
             output.talk(f"job {job.id} is {now.state}; waiting for the log of attempt {number}")
@@ -105,6 +113,7 @@ def _log_text(job: Job, attempt: int | None) -> Iterator[str]:
             if attempt is not None or now.attempt <= number:
                 return
             number, offset, said = number + 1, 0, False
+            letters.reset()
         else:
             time.sleep(_POLL)
 

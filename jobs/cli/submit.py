@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import click
 
 from jobs.cli import arguments, errors, output, service
@@ -36,7 +38,8 @@ def submit(
     from jobs.cli import follow as following
     from jobs.config import default_owner
 
-    loaded = arguments.load(config, [*overrides, f"name={name}"] if name else overrides)
+    # Quoted, as an override's value is YAML: a model may be called 2024.
+    loaded = arguments.load(config, [*overrides, f"name={json.dumps(name)}"] if name else overrides)
     done = service.service().submit(loaded, owner=default_owner(), priority=priority, id=job_id)
     job = done.job
     if not as_json:

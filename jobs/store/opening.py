@@ -45,7 +45,12 @@ class Database:
         try:
             parsed = make_url(url)
             self._engine = _engine(parsed)
-        except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+        except ModuleNotFoundError as error:
+            raise StoreError(
+                f"the database {parsed.render_as_string(hide_password=True)} needs the package {error.name}; "
+                "for PostgreSQL: pip install 'textvae-jobs[postgresql]'"
+            ) from error
+        except (ArgumentError, NoSuchModuleError) as error:
             raise StoreError(
                 f"the database URL cannot be used ({error}); sqlite:////path/to/file.db and "
                 "postgresql+psycopg://user:password@host/name can"

@@ -111,6 +111,7 @@ def test_a_broken_stack_file_is_named(tmp_path: Path):
 def test_passwords_are_masked():
     assert masked("redis://:secret@127.0.0.1:1/0") == "redis://:***@127.0.0.1:1/0"
     assert masked("postgresql://ada:secret@db/x") == "postgresql://ada:***@db/x"
+    assert masked("redis://h:1/0?password=secret&db=2") == "redis://h:1/0?password=***&db=2"
     settings = Settings.from_environment(
         {
             "HOME": "/",

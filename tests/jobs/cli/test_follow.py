@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from jobs.cli import live
+from jobs.cli import follow, live
 from jobs.cli import service as opened
 from jobs.queue import Queue
 from jobs.service import Service
@@ -227,3 +227,30 @@ def test_logs_follows_through_every_attempt_to_the_end(
     assert result.exit_code == 0
     assert result.stdout == "one\ntwo\nthree\n"
     assert "job job-a succeeded" in result.stderr
+
+
+def test_logs_of_a_job_that_never_had_an_attempt_names_no_log(
+    run: Run, store: Store, add_job: Callable[..., Job]
+) -> None:
+    add_job("job-a")
+    store.request_cancel("job-a", "ada")
+    result = run("logs", "job-a", "-f")
+    assert result.exit_code == 0
+    assert result.stderr.splitlines()[-1] == "job job-a cancelled; it never had an attempt"
+
+
+def test_logs_follows_a_letter_that_is_written_in_two_halves(
+    run: Run, store: Store, service: Service, settings: Settings, add_job: Callable[..., Job]
+) -> None:
+    add_job("job-a")
+    store.open_attempt("job-a", 1, "dispatcher")
+    path = settings.attempt_log("job-a", 1)
+    path.parent.mkdir(parents=True)
+    first, second = "caf\N{LATIN SMALL LETTER E WITH ACUTE}\n".encode()[:4], b"\xa9\n"
+    path.write_bytes(first)
+    told = follow._log_text(store.job("job-a"), None)
+    assert next(told) == "caf"
+    with path.open("ab") as file:
+        file.write(second)
+    service.finish("job-a", 1, AttemptState.SUCCEEDED, by="attempt")
+    assert "".join(told) == "\N{LATIN SMALL LETTER E WITH ACUTE}\n"

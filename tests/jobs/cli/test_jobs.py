@@ -29,6 +29,12 @@ def test_submit_prints_the_id_alone_and_queues_the_job(run: Run, store: Store, q
     assert f"textvae-jobs watch {job.id}" in result.stderr
 
 
+@pytest.mark.parametrize("name", ["2024", "true", "null", "1.5"])
+def test_a_model_name_is_taken_as_it_is_written(run: Run, store: Store, name: str) -> None:
+    result = run("submit", "quickstart", "--name", name)
+    assert (result.exit_code, store.job(result.stdout.strip()).name) == (0, name)
+
+
 def test_the_same_id_makes_no_second_job(run: Run, store: Store) -> None:
     first = run("submit", "quickstart", "--id", "nightly", "--json")
     again = run("submit", "quickstart", "--id", "nightly", "--json")
@@ -65,7 +71,9 @@ def test_submit_without_redis_records_the_job_and_says_when_it_starts(offline: R
         (["--set", "training"], "must be KEY=VALUE"),
         (["--name", "Bad Name"], "is not a model name"),
         (["--priority", "5000"], "5000 is not in the range"),
+        (["--name", "a: b"], "'a: b' is not a model name"),
         (["--id", "No!"], "must be 3 to 40 of"),
+        (["--id=-ab"], "must be 3 to 40 of"),  # it could not be typed again: it looks like an option
         (["--follow", "--wait"], "without --wait"),
     ],
 )

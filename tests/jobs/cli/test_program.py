@@ -66,6 +66,17 @@ def test_a_database_that_cannot_be_opened_is_exit_code_4(
     assert result.stderr.startswith("error: ") and len(result.stderr.splitlines()) == 1
 
 
+def test_a_driver_that_is_not_installed_is_named_with_how_to_install_it(
+    offline: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEXTVAE_DATABASE_URL", "postgresql+psycopg://ada:secret@127.0.0.1:9/x")
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    result = offline("list")
+    assert result.exit_code == 2
+    assert "pip install 'textvae-jobs[postgresql]'" in result.stderr
+    assert "secret" not in result.stderr
+
+
 def test_a_wrong_setting_is_exit_code_2(offline: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEXTVAE_REDIS_URL", "localhost:6379")
     result = offline("list")
@@ -147,6 +158,30 @@ def test_doctor_fails_when_a_part_does_not_answer(offline: Run, monkeypatch: pyt
     assert next(
         line for line in result.stdout.splitlines() if " redis " in line and "answer" in line
     ).startswith("fail")
+
+
+def test_doctor_names_a_token_that_is_gone(offline: Run, settings: Settings) -> None:
+    settings.run_folder.mkdir()
+    stack = {"dashboard_url": "http://127.0.0.1:9", "token_path": str(settings.home / "gone")}
+    settings.stack_file.write_text(json.dumps(stack))
+    result = offline("doctor", "--json")
+    assert result.exit_code == 1
+    found = {check["part"]: check for check in json.loads(result.stdout)["checks"]}
+    assert found["ray"]["mark"] == "fail"
+    assert f"{settings.home / 'gone'} cannot be read: No such file" in found["ray"]["found"]
+
+
+@pytest.mark.parametrize("record", ["{", "[]", "[1]", '{"redis_url": "redis://127.0.0.1:9"}'])
+@pytest.mark.parametrize("command", ["down", "status"])
+def test_a_broken_record_of_the_stack_says_what_to_do(
+    offline: Run, settings: Settings, record: str, command: str
+) -> None:
+    settings.run_folder.mkdir()
+    settings.stack_file.write_text(record)
+    result = offline(command)
+    assert result.exit_code in (errors.USAGE, errors.UNREACHABLE)
+    (line,) = result.stderr.splitlines()
+    assert str(settings.stack_file) in line and "remove it" in line
 
 
 @pytest.mark.parametrize(
