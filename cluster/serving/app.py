@@ -36,12 +36,13 @@ def create(models: Models) -> FastAPI:
         title="textvae",
         summary="Sentiment text VAEs: read a review's sentiment, embed it, rebuild it, write new ones.",
         version="1",
-        responses={code: {"model": schemas.Errors} for code in (404, 413, 422, 503)},
+        responses={code: {"model": schemas.Errors} for code in (404, 413, 422, 500, 503)},
     )
     app.add_middleware(_Bounded, limit=schemas.MAX_BODY)
     app.exception_handler(Refused)(_refused)
     app.exception_handler(RequestValidationError)(_invalid)
     app.exception_handler(HTTPException)(_http_error)
+    app.exception_handler(Exception)(_unforeseen)
 
     def answer(loaded: Loaded) -> dict[str, Any]:
         return {"model": loaded.wanted.name, "version": loaded.wanted.version}
@@ -191,8 +192,17 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if error.status_code == 400:  # FastAPI's word for a body that its parser of JSON gave up on
+        return _error(422, "invalid", "the body is not JSON in UTF-8, or is nested too deep")
     code = _CODES.get(error.status_code, "error")
     return _error(error.status_code, code, f"{request.method} {request.url.path}: {error.detail}")
+
+
+async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
+    # Starlette raises it again once the answer is sent, so the log has it with its traceback.
+    return _error(
+        500, "internal", f"{request.method} {request.url.path}: the server failed; its log says why"
+    )
 
 
 class _Bounded:

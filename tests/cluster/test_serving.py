@@ -72,7 +72,7 @@ def versions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Version, Version
 async def client(models: Models) -> AsyncIterator[httpx.AsyncClient]:
     from cluster.serving.app import create
 
-    transport = httpx.ASGITransport(create(models))
+    transport = httpx.ASGITransport(create(models), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as asked:
         yield asked
 
@@ -98,6 +98,8 @@ def answers(versions: tuple[Version, Version]) -> dict[str, httpx.Response]:
         "steps": ("/v1/interpolate", {"a": "x", "b": "y", "steps": 33}),
         "large": ("/v1/sentiment", {"texts": ["x" * 1_000_001]}),
         "not json": ("/v1/sentiment", b"{texts"),
+        "not unicode": ("/v1/sentiment", b'{"texts": ["\xff"]}'),
+        "deep": ("/v1/sentiment", b"[" * 100_000),
         "a list": ("/v1/sentiment", TEXTS),
         "nowhere": ("/v1/nothing", {}),
     }
@@ -192,6 +194,8 @@ def test_what_is_served_is_listed_with_its_metrics(
         ("steps", 422, "invalid", "steps", "less than or equal to 32"),
         ("large", 413, "too_large", None, "more than 1,000,000 bytes"),
         ("not json", 422, "invalid", None, "not JSON"),
+        ("not unicode", 422, "invalid", None, "not JSON in UTF-8"),
+        ("deep", 422, "invalid", None, "not JSON in UTF-8"),
         ("a list", 422, "invalid", None, "must be a JSON object"),
         ("nowhere", 404, "not_found", None, "POST /v1/nothing"),
         ("wrong method", 405, "method_not_allowed", None, "GET /v1/sentiment"),
@@ -205,6 +209,19 @@ def test_a_wrong_request_is_told_why(
     assert error["code"] == code
     assert error.get("field") == field
     assert reason in error["message"]
+
+
+def test_an_error_of_the_model_is_json_too(versions: tuple[Version, Version]) -> None:
+    async def ask() -> httpx.Response:
+        models = Models()
+        await models.serve({"film": versions[0].desired()})
+        vars(models.get("film").predictor)["sentiment"] = lambda texts: 1 / 0
+        async with client(models) as http:
+            return await http.post("/v1/sentiment", json={"texts": TEXTS})
+
+    answer = asyncio.run(ask())
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal")
+    assert "ZeroDivisionError" not in answer.text  # that is for the log
 
 
 def test_requests_are_answered_together_each_by_the_version_it_met(versions: tuple[Version, Version]) -> None:
