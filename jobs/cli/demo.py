@@ -204,22 +204,9 @@ def _wait_until_served(job: Job) -> Version:
     from jobs.cli import http
 
     version = service.store().version(job.name)
-    deadline = time.monotonic() + _SERVED
-    while True:
-        try:
-            served = http.served()
-        except (errors.Unreachable, errors.NotFound) as error:
-            served, why = {}, error.format_message()
-        else:
-            why = f"it serves {served or 'nothing yet'}"
-        if served.get(job.name) == version.version:
-            click.echo(f"model {version.model} version {version.version}, of job {version.job}, is served")
-            return version
-        if time.monotonic() > deadline:
-            raise errors.Failure(
-                f"{job.name} version {version.version} was not served in {output.duration(_SERVED)}: {why}"
-            )
-        time.sleep(0.5)
+    http.wait_until_served(job.name, version.version, _SERVED)
+    click.echo(f"model {version.model} version {version.version}, of job {version.job}, is served")
+    return version
 
 
 def _ask(model: str) -> None:

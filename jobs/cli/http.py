@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import httpx
 
-from jobs.cli import errors, service
+from jobs.cli import errors, output, service
 
 _TIMEOUT = 60.0  # seconds
+
+
+class NotYet(errors.Unreachable):
+    """The HTTP server answers, and has no model to ask."""
 
 
 def ask(path: str, body: Mapping[str, Any] | None = None, *, timeout: float = _TIMEOUT) -> Any:
     """The JSON that the served model answers: POST with a body, GET without.
 
-    Raises Unreachable if nothing answers, NotFound for a model that is not served, Wrong for what it refuses.
+    Raises Unreachable if nothing answers, NotYet if nothing is served yet, NotFound for a model that is not,
+    Wrong for what it refuses.
     """
     address = service.settings().serve_url
     if address is None:
@@ -33,7 +39,7 @@ def ask(path: str, body: Mapping[str, Any] | None = None, *, timeout: float = _T
         raise errors.NotFound(reason)
     if answer.status_code < 500:
         raise errors.Wrong(reason)
-    raise errors.Unreachable(reason)
+    raise (NotYet if answer.status_code == 503 else errors.Unreachable)(reason)
 
 
 def served() -> dict[str, int]:
@@ -42,6 +48,25 @@ def served() -> dict[str, int]:
     for problem in answer["problems"]:
         raise errors.Failure(f"{problem['name']} version {problem['version']}: {problem['reason']}")
     return {str(model["name"]): int(model["version"]) for model in answer["models"]}
+
+
+def wait_until_served(name: str, version: int, seconds: float) -> None:
+    """Return once the HTTP server serves this version of a model name; Failure if it does not in time."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            found = served()
+        except (errors.Unreachable, errors.NotFound) as error:
+            found, why = {}, error.format_message()
+        else:
+            why = f"it serves {found or 'nothing yet'}"
+        if found.get(name) == version:
+            return
+        if time.monotonic() > deadline:
+            raise errors.Failure(
+                f"{name} version {version} was not served in {output.duration(seconds)}: {why}"
+            )
+        time.sleep(0.2)
 
 
 def texts(answer: Any) -> list[str]:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.cli import errors, output
+from jobs.cli import errors, output, service
+
+if TYPE_CHECKING:
+    from jobs.store import Version
+
+_SOON = 60.0  # seconds in which a promoted version is served, unless something is wrong
 
 
 @click.command()
@@ -28,11 +33,31 @@ def predict(texts: tuple[str, ...], model: str | None, as_json: bool) -> None:
         raise errors.Wrong("there is no text on standard input")
     from jobs.cli import http
 
-    answer = http.ask("/v1/sentiment", {"texts": list(texts)} | ({"model": model} if model else {}))
+    question = {"texts": list(texts)} | ({"model": model} if model else {})
+    try:
+        answer = http.ask("/v1/sentiment", question)
+    except (http.NotYet, errors.NotFound):
+        version = _on_its_way(model)
+        if version is None:
+            raise
+        output.talk(
+            f"waiting for {version.model} version {version.version}, which was promoted, to be served"
+        )
+        http.wait_until_served(version.model, version.version, _SOON)
+        answer = http.ask("/v1/sentiment", question)
     if as_json:
         output.emit_json(answer)
     else:
         show(texts, answer)
+
+
+def _on_its_way(model: str | None) -> Version | None:
+    """A promoted version of that model name (of any) that the HTTP server does not serve yet."""
+    from jobs.cli import http
+
+    promoted = [version for version in service.store().served() if model in (None, version.model)]
+    served = http.served() if promoted else {}
+    return next((version for version in promoted if version.model not in served), None)
 
 
 def show(texts: Sequence[str], answer: Any) -> None:

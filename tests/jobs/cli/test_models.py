@@ -172,6 +172,7 @@ class Answers:
 
     def __init__(self) -> None:
         self.status, self.body = 200, "{}"
+        self.first: list[tuple[int, str]] = []  # what it says before that, one after the other
         self.asked: list[tuple[str, object]] = []
         answers = self
 
@@ -186,9 +187,10 @@ class Answers:
                 self._answer()
 
             def _answer(self) -> None:
-                self.send_response(answers.status)
+                status, body = answers.first.pop(0) if answers.first else (answers.status, answers.body)
+                self.send_response(status)
                 self.end_headers()
-                self.wfile.write(answers.body.encode())
+                self.wfile.write(body.encode())
 
             def log_message(self, format: str, *args: object) -> None:
                 """Say nothing."""
@@ -245,6 +247,31 @@ def test_a_refusal_becomes_an_exit_code_and_its_reason(
     answers.body = Errors(error=Error(code="x", message="what is wrong", field=None)).model_dump_json()
     result = run("predict", "film")
     assert (result.exit_code, result.stderr) == (code, "error: what is wrong\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "others"), [([], 503, []), (["--model", "reviews"], 404, ["others"])]
+)
+def test_predict_waits_for_a_version_that_was_just_promoted(
+    run: Run, answers: Answers, trained: Job, words: list[str], status: int, others: list[str]
+) -> None:
+    not_yet = Errors(error=Error(code="x", message="not served", field=None)).model_dump_json()
+
+    def models(*names: str) -> tuple[int, str]:
+        served = [
+            {"name": name, "version": 1, "digest": "d", "objective": "elbo", "latent": 4, "max_length": 9}
+            | {"metrics": {}}
+            for name in names
+        ]
+        return 200, json.dumps({"models": served, "default": None, "problems": []})
+
+    answers.first = [(status, not_yet), models(*others), models(*others), models("reviews", *others)]
+    answers.body = sentiments(0.9)
+    result = run("predict", "film", *words)
+    assert result.exit_code == 0
+    assert result.stdout.split()[-3:] == ["positive", "90.0%", "film"]
+    assert "waiting for reviews version 1" in result.stderr
+    assert [path for path, _ in answers.asked] == ["/v1/sentiment", *["/v1/models"] * 3, "/v1/sentiment"]
 
 
 def test_an_answer_that_is_no_json_is_shown(run: Run, answers: Answers) -> None:
