@@ -119,8 +119,16 @@ class Dispatcher:
         self._reconciled: float | None = None  # when, none to do it in the next pass
         self._others: tuple[float, float] | None = None  # CPUs and GPUs in use by others, as seen last
 
-    def loop(self, stop: threading.Event, clock: Callable[[], float] = time.monotonic) -> None:
-        """Work until `stop` is set. Attempts go on without it."""
+    def loop(
+        self,
+        stop: threading.Event,
+        ready: Callable[[], object] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Work until `stop` is set. Attempts go on without it.
+
+        `ready` is called once, after the first pass in which store, queue and cluster all answered.
+        """
         keeping: threading.Thread | None = None
         if self._keeper is not None:
             keeping = threading.Thread(
@@ -131,20 +139,28 @@ class Dispatcher:
         while not stop.is_set():
             # The bell is made before the pass: what rings during the pass is heard after it.
             bell = bell or self._bell()
-            self.step(clock())
+            if self.step(clock()) and ready is not None:
+                ready()
+                ready = None
             bell = self._rest(bell, stop)
         if keeping is not None:
             keeping.join(timeout=5)
         logger.info("stopped; running attempts go on")
 
-    def step(self, now: float) -> None:
-        """One pass. `now` is a monotonic time in seconds; the store's clock tells ages."""
+    def step(self, now: float) -> bool:
+        """One pass; whether all of it worked.
+
+        `now` is a monotonic time in seconds; the store's clock tells ages.
+        """
+        reconciled = True
         if self._reconciled is None or now - self._reconciled >= self._timings.reconcile:
             self._reconciled = None
-            if self._try("reconciling the queue", self._service.reconcile_queue):
+            reconciled = self._try("reconciling the queue", self._service.reconcile_queue)
+            if reconciled:
                 self._reconciled = now
-        self._try("watching attempts", self.watch)
-        self._try("launching attempts", self.launch)
+        watched = self._try("watching attempts", self.watch)
+        launched = self._try("launching attempts", self.launch)
+        return reconciled and watched and launched
 
     def launch(self) -> list[Attempt]:
         """Open and launch attempts for as many jobs as fit; returns them."""
@@ -310,7 +326,13 @@ def main() -> None:
         logger.warning("no Serve is known: promoted versions are recorded, not served")
     dispatcher = Dispatcher(Service(store, queue), launcher, launcher.capacity, settings, keeper=serve)
     logger.info("started: %s", "; ".join(f"{s.name} {s.value}" for s in settings.describe()))
-    dispatcher.loop(stop)
+
+    def ready() -> None:
+        settings.ready_file.parent.mkdir(exist_ok=True)
+        settings.ready_file.touch(mode=0o600)
+        settings.ready_file.write_text(str(os.getpid()), encoding="utf-8")
+
+    dispatcher.loop(stop, ready)
     queue.close()
     store.close()
 

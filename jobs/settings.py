@@ -118,6 +118,11 @@ class Settings:
         return self.run_folder / "stack.json"
 
     @property
+    def ready_file(self) -> Path:
+        """Where the dispatcher writes its process id once it works; `up` waits for that."""
+        return self.run_folder / "dispatcher.ready"
+
+    @property
     def ray_results(self) -> str:
         """Where Ray Train keeps its own notes: beside the artifacts if all nodes can reach those."""
         return f"{self.storage.rstrip('/')}/ray" if "://" in self.storage else str(self.home / "ray")

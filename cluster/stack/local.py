@@ -45,10 +45,11 @@ def up(
 ) -> Stack:
     """Bring up what is missing of the stack of `home`, and return it when every part answers.
 
-    `dispatcher` is the command to start it by; None leaves it out. A part whose address is given
-    (`redis_url`, `ray_address`) is not started, only asked. `environment` is added to that of every part.
-    `on_part(part, detail)` hears of each part when it answers. For the default ports (8265, 8000; also None)
-    the next free one does too, which `Stack.notes` then tells; any other port is used or refused.
+    `dispatcher` is the command to start it by (see `parts.start_dispatcher`); None leaves it out. A part
+    whose address is given (`redis_url`, `ray_address`) is not started, only asked. `environment` is added to
+    that of every part. `on_part(part, detail)` hears of each part when it answers. For the default ports
+    (8265, 8000; also None) the next free one does too, which `Stack.notes` then tells; any other port is used
+    or refused.
 
     Raises StackError, naming the part and showing the end of its log, when one does not come up; what this
     call started is then ended again.
@@ -179,7 +180,7 @@ class _Start:
             self._record(process)
         self._wait("serve", lambda: parts.serve_answers(self.stack.serve_url), self.timeout)
         if process is not None:
-            self._wait("dispatcher", lambda: f"pid {process.pid}", 5)
+            self._wait("dispatcher", lambda: parts.dispatcher_answers(self.paths, process), self.timeout)
 
     def _served_port(self) -> int | None:
         found: list[int | None] = []

@@ -266,9 +266,24 @@ def serve_answers(url: str) -> str:
 
 
 def start_dispatcher(paths: Paths, argv: list[str], environment: Mapping[str, str], stack: Stack) -> Process:
-    """Start the dispatcher, told by its environment where everything is."""
+    """Start the dispatcher, told by its environment where everything is.
+
+    Once it has reached the database, Redis and Ray it must write its process id to `Paths.dispatcher_ready`.
+    """
+    paths.dispatcher_ready.unlink(missing_ok=True)
     environment = {**environment, **driver_environment(paths.home, stack)}
     return processes.start("dispatcher", argv, environment, paths.log("dispatcher"))
+
+
+def dispatcher_answers(paths: Paths, process: Process) -> str:
+    """A line about the dispatcher; StackError until it says itself that it works."""
+    try:
+        ready = paths.dispatcher_ready.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        ready = ""
+    if ready != str(process.pid):
+        raise StackError("dispatcher: it has not reached the database, Redis and Ray yet")
+    return f"pid {process.pid}"
 
 
 def driver_environment(home: Path, stack: Stack) -> dict[str, str]:

@@ -82,6 +82,11 @@ class Paths:
         return self.run / "ray.token"
 
     @property
+    def dispatcher_ready(self) -> Path:
+        """Holds the process id of the dispatcher that said it works."""
+        return self.run / "dispatcher.ready"
+
+    @property
     def redis_password(self) -> Path:
         return self.run / "redis.password"
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -65,14 +63,14 @@ def demo(keep: bool, folder: Path, home: Path | None, overrides: tuple[str, ...]
     service.move_to(home or folder / "home")
     began = time.monotonic()
     steps = _Steps(7 if keep else 8)
-    with _signals_as_exit():
+    with stack.signals_as_exit():
         try:
             _walk(steps, folder, config, keep)
         except BaseException:
             if keep:
                 output.talk(f"what is up stays up; take it down with: {_command('down')}")
             else:
-                _down()
+                stack.end()
             raise
         if keep:
             output.heading("the service stays up")
@@ -80,7 +78,7 @@ def demo(keep: bool, folder: Path, home: Path | None, overrides: tuple[str, ...]
                 click.echo(f"  {_command(verb)}")
         else:
             with steps("take the service down"):
-                _down()
+                stack.end()
     click.echo(f"\nthe whole road took {output.duration(time.monotonic() - began)}")
 
 
@@ -251,31 +249,3 @@ def _where(job: Job, version: Version, curves: Path, latent: Path, keep: bool) -
 
 def _command(verb: str) -> str:
     return f"TEXTVAE_HOME={service.settings().home} textvae-jobs {verb}"
-
-
-def _down() -> None:
-    """Take the service down; Ctrl-C waits for that, so that nothing is left behind."""
-    waiting = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
-    try:
-        stack.take_down()
-    finally:
-        for number, handler in waiting.items():
-            signal.signal(number, handler)
-
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-@contextmanager
-def _signals_as_exit() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the demo as Ctrl-C does: through its clean-up."""
-
-    def leave(number: int, frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, leave) for number in _SIGNALS[1:]}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -3,6 +3,7 @@ data, stderr is talk. Rich is imported only when a terminal is there to see it."
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -59,7 +60,9 @@ def console(stderr: bool = False) -> Console:
 
 def talk(text: str) -> None:
     """Say something to the user that is not data."""
-    click.echo(text, err=True)
+    # A terminal that has gone hears nothing, and must not keep a service from being taken down.
+    with contextlib.suppress(OSError):
+        click.echo(text, err=True)
 
 
 def emit_json(value: Any) -> None:

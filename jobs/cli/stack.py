@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from jobs.cli import errors, output, service
 
 if TYPE_CHECKING:
-    from cluster.stack import PartStatus, Stack
+    from cluster.stack import Stack
 
 _POLL = 0.5
 
@@ -42,22 +46,22 @@ def up(detach: bool, dashboard_port: int, serve_port: int, cpus: int | None) -> 
 
     Redis, a Ray head with its dashboard, the dispatcher and the HTTP server; Redis and Ray only where
     TEXTVAE_REDIS_URL and RAY_ADDRESS name no others. Everything listens on 127.0.0.1. Without --detach it
-    stays and shows the dispatcher's log until Ctrl-C, then takes everything down.
+    stays and shows the dispatcher's log until Ctrl-C (or SIGTERM, or the end of its terminal), then takes
+    everything down.
     """
-    from cluster.stack import status
-
     home = service.settings().home
-    stack = bring_up(cpus=cpus, dashboard_port=dashboard_port, serve_port=serve_port)
-    describe(stack)
-    if detach:
-        output.talk("up; take it down with: textvae-jobs down")
-        return
-    output.talk("up until Ctrl-C; here is the dispatcher's log:")
-    try:
-        _follow(log_of(home, "dispatcher"), lambda: _stopped(status(home)))
-    except KeyboardInterrupt:
-        output.talk("")
-    take_down()
+    with signals_as_exit():
+        describe(bring_up(cpus=cpus, dashboard_port=dashboard_port, serve_port=serve_port))
+        if detach:
+            output.talk("up; take it down with: textvae-jobs down")
+            return
+        try:
+            output.talk("up until Ctrl-C; here is the dispatcher's log:")
+            _follow(log_of(home, "dispatcher"), _Look(home))
+        except KeyboardInterrupt:
+            output.talk("")
+        finally:
+            end()
 
 
 def bring_up(*, cpus: int | None, dashboard_port: int, serve_port: int) -> Stack:
@@ -91,6 +95,36 @@ def take_down() -> list[str]:
     return ended
 
 
+def end() -> None:
+    """Take the service down; signals wait for that, so that nothing is left behind."""
+    waiting = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
+    try:
+        take_down()
+    finally:
+        for number, handler in waiting.items():
+            signal.signal(number, handler)
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def signals_as_exit() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does: through its clean-up."""
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    # One that is ignored stays so: nohup asks for that.
+    heard = [number for number in _SIGNALS[1:] if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, leave) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def describe(stack: Stack) -> None:
     """Print where the parts of a running stack are."""
     output.fields(
@@ -117,11 +151,27 @@ def _given(name: str) -> Any:
     return getattr(Settings.from_environment(service.environment()), name)
 
 
-def _stopped(parts: list[PartStatus]) -> bool:
-    return all(part.state == "stopped" for part in parts)
+class _Look:
+    """Looks at the parts of a home's stack, and says once of each that it has stopped."""
+
+    def __init__(self, home: Path):
+        self._home = home
+        self._known: set[str] = set()
+
+    def __call__(self) -> bool:
+        """Whether all parts have stopped."""
+        from cluster.stack import PARTS, status
+
+        stopped = {part.name for part in status(self._home) if part.state == "stopped"}
+        if len(stopped) == len(PARTS):
+            return True
+        for part in sorted(stopped - self._known):
+            output.talk(f"{part} is stopped; start it again from another terminal with: textvae-jobs up -d")
+        self._known = stopped
+        return False
 
 
-def _follow(log: Path, ended: Any) -> None:
+def _follow(log: Path, ended: Callable[[], bool]) -> None:
     """Print what is added to a log until `ended()`."""
     with log.open(encoding="utf-8", errors="replace") as file:
         look = time.monotonic()

@@ -19,7 +19,13 @@ from cluster.stack.processes import Process
 from cluster.stack.state import Paths
 
 SLEEP = "import time; time.sleep(600)"
-DISPATCHER = [sys.executable, "-c", SLEEP]
+READY = (
+    "import os, pathlib\n"
+    "path = pathlib.Path(os.environ['TEXTVAE_HOME'], 'run', 'dispatcher.ready')\n"
+    "path.touch(mode=0o600)\n"
+    "path.write_text(str(os.getpid()))\n"
+)
+DISPATCHER = [sys.executable, "-c", READY + SLEEP]
 STUBBORN = (
     "import os, signal, time\n"
     "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -124,6 +130,25 @@ def test_a_part_that_dies_while_starting_is_named_with_the_end_of_its_log(tmp_pa
         parts.wait_for("ray", never, process=process, log=log, timeout=20)
     with pytest.raises(stack.StackError, match=r"ray: not ready after 0 s \(ray: no answer\)(.|\n)*first"):
         parts.wait_for("ray", never, process=None, log=log, timeout=0)
+
+
+def test_a_dispatcher_is_up_once_it_says_so_itself(tmp_path: Path) -> None:
+    paths = Paths(tmp_path)
+    paths.make()
+    paths.dispatcher_ready.write_text("1")  # of one that ran before
+    known = stack.Stack("", "", "", "", None)
+    environment = {**os.environ, "TEXTVAE_HOME": str(tmp_path)}
+    for code, says in ((SLEEP, False), (READY + SLEEP, True)):
+        process = parts.start_dispatcher(paths, [sys.executable, "-c", code], environment, known)
+        try:
+            if says:
+                until(lambda: paths.dispatcher_ready.exists())
+                assert parts.dispatcher_answers(paths, process) == f"pid {process.pid}"
+            else:
+                with pytest.raises(stack.StackError, match="dispatcher: it has not reached the database"):
+                    parts.dispatcher_answers(paths, process)
+        finally:
+            processes.end([process], grace=2)
 
 
 def test_what_was_started_is_ended_when_a_later_part_fails(tmp_path: Path) -> None:

@@ -439,15 +439,18 @@ def test_the_loop_launches_at_the_bell_and_ends_when_told(
     stop, first_pass = threading.Event(), threading.Event()
     step = dispatcher.step
 
-    def stepped(now: float) -> None:
-        step(now)
+    def stepped(now: float) -> bool:
+        worked = step(now)
         first_pass.set()
+        return worked
 
     dispatcher.step = stepped  # type: ignore[method-assign]
-    thread = threading.Thread(target=dispatcher.loop, args=(stop,))
+    ready = threading.Event()
+    thread = threading.Thread(target=dispatcher.loop, args=(stop, ready.set))
     thread.start()
     try:
         assert first_pass.wait(10)
+        assert ready.wait(10)
         began = time.monotonic()
         service.submit(config)
         assert cluster.launched.wait(10)
@@ -457,6 +460,19 @@ def test_the_loop_launches_at_the_bell_and_ends_when_told(
         thread.join(10)
     assert not thread.is_alive()
     assert len(cluster.alive) == 1  # the attempt goes on
+
+
+def test_a_dispatcher_is_ready_once_every_part_of_a_pass_has_worked(
+    make: Callable[..., Dispatcher], cluster: Cluster, redis_server: RedisServer
+):
+    dispatcher = make()
+    cluster.answers = False
+    assert not dispatcher.step(0)
+    cluster.answers = True
+    redis_server.stop()
+    assert not dispatcher.step(10)
+    redis_server.start()
+    assert dispatcher.step(20)
 
 
 def test_an_error_that_nobody_expects_does_not_end_the_daemon(
