@@ -6,21 +6,29 @@ modules: likelihood, latent, sentiment, writing, surface, moving, language.
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
+from textvae.evaluate.arguments import PARTS
 from textvae.evaluate.errors import EvaluationError
-from textvae.evaluate.meter import ACTIVE_VARIANCE, Meter
 
 if TYPE_CHECKING:
-    from textvae.evaluate.evaluation import PARTS, Options, evaluate
+    from textvae.evaluate.evaluation import Options, evaluate
+    from textvae.evaluate.meter import ACTIVE_VARIANCE, Meter
 
 __all__ = ["ACTIVE_VARIANCE", "PARTS", "EvaluationError", "Meter", "Options", "evaluate"]
 
+# Imported when they are asked for: a command line wants the names of the parts and no torch, and training
+# wants the Meter and nothing of what measures a whole model.
+_LATE = {
+    "ACTIVE_VARIANCE": "meter",
+    "Meter": "meter",
+    "Options": "evaluation",
+    "evaluate": "evaluation",
+}
+
 
 def __getattr__(name: str) -> Any:
-    # Late: training imports Meter from here, and what measures a whole model imports what training does not.
-    if name in ("PARTS", "Options", "evaluate"):
-        from textvae.evaluate import evaluation
-
-        return getattr(evaluation, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"textvae.evaluate.{_LATE[name]}"), name)

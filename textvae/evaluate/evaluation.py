@@ -17,6 +17,7 @@ import torch
 from textvae import checkpoint, objective
 from textvae.batches import Batch, framing
 from textvae.evaluate import language, latent, likelihood, moving, sentiment, surface, writing
+from textvae.evaluate.arguments import PARTS
 from textvae.evaluate.errors import EvaluationError
 from textvae.evaluate.likelihood import Explained, Floats, Posterior
 from textvae.evaluate.meter import Meter
@@ -27,7 +28,7 @@ from textvae.sources.permutation import key_of
 from textvae.sources.reviews import Reviews
 
 FORMAT = 1
-PARTS = ("likelihood", "latent", "sentiment", "text", "samples", "transfer")
+
 _OF_LANGUAGE_MODELS = ("likelihood",)
 
 

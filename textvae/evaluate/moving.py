@@ -167,7 +167,7 @@ def classifier(texts: Sequence[str], labels: NDArray[np.int8]) -> Judge:
         TfidfVectorizer(ngram_range=(1, 2), min_df=2 if len(known) > 1000 else 1, sublinear_tf=True),
         LogisticRegression(C=10.0, max_iter=1000),
     )
-    made.fit([texts[i] for i in known], labels[known] > 0)
+    made.fit([texts[i] for i in known.tolist()], labels[known] > 0)
 
     def judge(some: Sequence[str]) -> NDArray[np.bool_]:
         return np.asarray(made.predict(list(some)), dtype=np.bool_)

@@ -8,14 +8,14 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
 ORDER = 4
 
 
 @cache
 def _bleu() -> BLEU:
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
     # Sentences may be shorter than four words: then the shorter n-grams alone count.
     return BLEU(tokenize="13a", effective_order=True)
@@ -23,7 +23,7 @@ def _bleu() -> BLEU:
 
 @cache
 def _corpus_bleu() -> BLEU:
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
     return BLEU(tokenize="13a")
 
@@ -76,7 +76,7 @@ def self_bleu(texts: Sequence[str]) -> float:
     """
     if len(texts) < 2:
         raise ValueError(f"self-BLEU compares texts with each other: it needs at least 2, got {len(texts)}")
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
     split = [words(text) for text in texts]
     grams = [Counter({g: c for n in range(1, ORDER + 1) for g, c in ngrams(t, n).items()}) for t in split]
