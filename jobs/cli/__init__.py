@@ -27,6 +27,7 @@ _COMMANDS = {
     },
     "Models": {
         "models": Entry("models", "models", "List, inspect, promote and export model versions."),
+        "explore": Entry("explore", "explore", "Look around in the latent space of a checkpoint."),
         "predict": Entry("predict", "predict", "Ask the served model for the sentiment of texts."),
     },
     "Data and configs": {

@@ -46,8 +46,8 @@ def load(config: str, overrides: Iterable[str]) -> JobConfig:
 def job_argument(many: bool = False) -> Callable[[Command], Command]:
     """`JOB` (or `JOB...`): the id of a job or the beginning of one, completed from the store."""
     if many:
-        return click.argument("jobs", metavar="JOB...", nargs=-1, required=True, shell_complete=_complete_job)
-    return click.argument("job", metavar="JOB", shell_complete=_complete_job)
+        return click.argument("jobs", metavar="JOB...", nargs=-1, required=True, shell_complete=complete_job)
+    return click.argument("job", metavar="JOB", shell_complete=complete_job)
 
 
 def model_argument(command: Command) -> Command:
@@ -66,7 +66,7 @@ def _complete_config(ctx: click.Context, param: click.Parameter, incomplete: str
     ]
 
 
-def _complete_job(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+def complete_job(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
     from click.shell_completion import CompletionItem
 
     from jobs.cli import service

@@ -164,7 +164,7 @@ def test_plot_of_a_job_without_an_epoch_says_so(run: Run, add_job: Callable[...,
     add_job("job-a")
     result = run("plot", "job-a")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "has recorded no epoch to draw yet" in result.stderr
+    assert "has recorded no checkpoint yet" in result.stderr
 
 
 class Answers:
