@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from textvae import vocabulary
+from textvae import checkpoint, vocabulary
 from textvae.batches import framing
-from textvae.config import Config, parse
+from textvae.config import Config, Data, parse
 from textvae.evaluate.reading import Texts, encode
 from textvae.predict import Predictor
 
@@ -78,3 +79,23 @@ def texts_of() -> Callable[..., Texts]:
         )
 
     return build
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[..., Path]:
+    """save(predictor, data=None, seconds=None) -> its checkpoint, the config naming that data."""
+
+    def write(predictor: Predictor, data: Data | None = None, seconds: float | None = None) -> Path:
+        config = predictor.config if data is None else predictor.config.model_copy(update={"data": data})
+        checkpoint.save(
+            tmp_path / "epoch-01",
+            model=predictor.model,
+            optimizer=torch.optim.Adam(predictor.model.parameters()),
+            config=config,
+            vocabulary=predictor.vocabulary,
+            position=checkpoint.Position(1, 7, 0),
+            metrics={} if seconds is None else {"seconds": seconds},
+        )
+        return tmp_path / "epoch-01"
+
+    return write
