@@ -23,6 +23,9 @@ _COMMANDS = {
         "wait": Entry("follow", "wait", "Wait until jobs have ended."),
         "cancel": Entry("jobs", "cancel", "Cancel jobs; each keeps a last checkpoint."),
         "retry": Entry("jobs", "retry", "Queue a failed or cancelled job again."),
+        "evaluate": Entry(
+            "evaluate", "evaluate", "Measure a model: likelihood, latent, sentiment, text, samples, transfer."
+        ),
         "plot": Entry("plot", "plot", "Draw a job's curves and its latent space as PNG."),
     },
     "Models": {
