@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: help install demo test lint lock clean
+.PHONY: help install demo test lint results lock clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,9 @@ lint: install  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+results: install  ## the table of results, from the records in docs/results
+	$(BIN)/python benchmarks/results.py
 
 lock:  ## write requirements.lock anew from the open ranges of pyproject.toml
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
