@@ -24,7 +24,7 @@ class Found:
     """A checkpoint that the command line names."""
 
     folder: Path  # on this machine
-    title: str  # the job's model name, or the folder's own name
+    title: str  # what pictures are headed with: a model name, or the folder and the one that it is in
     digest: str | None  # what the record says that its manifest must hash to
     job: Job | None
 
@@ -42,7 +42,8 @@ def find(what: str) -> Found:
     """
     folder = Path(what)
     if (folder / _MANIFEST).is_file():
-        return Found(folder.absolute(), folder.absolute().name, None, None)
+        folder = folder.absolute()
+        return Found(folder, f"{folder.parent.name}/{folder.name}".lstrip("/"), None, None)
     if folder.is_dir() or "/" in what:
         raise errors.Wrong(_no_checkpoint(folder))
     job = service.store().job(what)

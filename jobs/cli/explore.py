@@ -196,9 +196,9 @@ def _show(told: _Told) -> None:
         output.heading(f"review {numbers[reading.text]}")
         output.fields(
             [
-                ("text", output.shorten(reading.text, _SHOWN)),
+                ("text", _line(reading.text)),
                 ("positive", f"{reading.positive:.1%}"),
-                ("written again", output.shorten(reading.written, _SHOWN)),
+                ("written again", _line(reading.written)),
             ]
         )
     for near in told.neighbours or ():
@@ -226,7 +226,7 @@ def _neighbours(found: Sequence[Neighbour]) -> None:
                 f"{each.distance:.2f}",
                 None if each.label is None else words[each.label],
                 *([None if each.rating is None else f"{each.rating:g}"] if rated else []),
-                output.shorten(each.text, _SHOWN),
+                _line(each.text),
             )
             for each in found
         ],
@@ -248,7 +248,7 @@ def _places(places: Sequence[Place]) -> None:
     rows = [
         (
             *((_share(place.positive), _share(place.read_back)) if told else ()),
-            output.shorten(place.text, _SHOWN),
+            _line(place.text),
         )
         for place in places
     ]
@@ -266,7 +266,7 @@ def _bars(columns: Sequence[str], places: Sequence[Place], told: bool) -> None:
         table.add_column(name, no_wrap=name != "text", overflow="fold" if name == "text" else "ellipsis")
     for place in places:
         cells = [_bar(place.positive), _bar(place.read_back)] if told else []
-        table.add_row(*cells, Text(output.shorten(place.text, _SHOWN) or output.NONE))
+        table.add_row(*cells, Text(_line(place.text) or output.NONE))
     output.console().print(table)
 
 
@@ -280,6 +280,11 @@ def _bar(probability: float | None) -> Text:
     return Text.assemble(
         ("━" * full, style), ("━" * (_BAR - full), "bright_black"), f" {_share(probability):>6}"
     )
+
+
+def _line(text: str) -> str:
+    """The beginning of a text on one line; IMDB's line breaks, which are HTML, become spaces."""
+    return output.shorten(text.replace("<br />", " "), _SHOWN)
 
 
 def _share(probability: float | None) -> str | None:

@@ -49,7 +49,7 @@ def plot(what: str, folder: Path | None, reviews: int, seed: int, as_json: bool)
     that say whether two regions separate by sentiment. Then KL per dimension, lengths and losses.
     """
     found = checkpoints.find(what)
-    folder = folder or Path("plots") / (found.job.id if found.job else found.title)
+    folder = folder or Path("plots") / (found.job.id if found.job else found.folder.name)
     pictures, numbers = _draw_all(found, folder, reviews, seed)
     if as_json:
         paths = {name: path.absolute() if path else None for name, path in pictures.items()}

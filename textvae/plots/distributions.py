@@ -31,7 +31,7 @@ def kl_per_dimension(seen: Seen, *, title: str = "KL per latent dimension") -> F
     kl, variances, active = seen.kl[order], seen.variances[order], seen.active[order]
     figure = Figure(figsize=(float(np.clip(0.19 * len(order) + 3.0, 7.0, 14.0)), 6.0), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1.5, 1))
-    at = np.arange(len(order))
+    at = np.arange(1, len(order) + 1)
     for which, colour, name in ((active, BLUE, "active"), (~active, GREY, "inactive")):
         if which.any():
             label = f"{name} ({int(which.sum())})"
@@ -95,7 +95,8 @@ def histograms(seen: Seen, *, title: str = "Lengths and losses") -> Figure:
                 label=f"read: {seen.limit} ({cut:.0%} cut)",
             )
         axes.set_title(heading, fontsize=10, color=INK, loc="left")
-        axes.set_xlabel(unit + (f" (last bin: {end:,.3g}+)" if beyond else ""), fontsize=9, color=INK)
+        last = f" (last bin: {f'{end:,.0f}' if end >= 100 else f'{end:.3g}'}+)" if beyond else ""
+        axes.set_xlabel(unit + last, fontsize=9, color=INK)
         axes.set_ylabel("reviews", fontsize=9, color=INK)
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
         tidy(axes)
