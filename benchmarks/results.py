@@ -2,9 +2,10 @@
 
     python benchmarks/results.py [--check]
 
-Each record was written by `textvae-jobs evaluate ... --preset NAME --output docs/results/NAME-SEED.json`. Seeds of one preset make one row: mean and standard deviation over them. The table goes between the markers in
-README.md and in docs/results/README.md. With --check nothing is written: the exit status is 1 if a table is
-not what the records give.
+Each record was written by `textvae-jobs evaluate ... --preset NAME --output docs/results/NAME-SEED.json`.
+Seeds of one preset make one row: mean and standard deviation over them. The table goes between the markers
+in README.md and in docs/results/README.md. With --check nothing is written: the exit status is 1 if a table
+is not what the records give.
 """
 
 from __future__ import annotations
