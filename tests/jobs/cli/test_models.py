@@ -160,6 +160,23 @@ def test_plot_draws_both_pictures(run: Run, small: Job, tmp_path: Path) -> None:
         assert Path(told[name]) == tmp_path / "pictures" / f"{name}.png"
 
 
+def test_plot_of_few_reviews_says_what_they_cannot_tell(run: Run, small: Job, tmp_path: Path) -> None:
+    result = run("plot", "small", "--output", str(tmp_path / "pictures"), "--json")
+    told = json.loads(result.stdout)
+    assert told["job"] == "small-one" and told["lda"] is None
+    assert told["numbers"]["reviews"] == 6 and told["numbers"]["separation"] is None
+    assert "too few labelled reviews of each class" in result.stderr
+
+
+def test_explore_takes_a_job(run: Run, small: Job, settings: Settings) -> None:
+    result = run("explore", "small", "--neighbours", "2", "--samples", "0", "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["job"] == "small-one" and told["samples"] is None
+    assert told["checkpoint"] == str(Path(settings.storage) / "jobs/small-one/attempt-1/epoch-01")
+    assert [len(near["neighbours"]) for near in told["neighbours"]] == [2, 2]
+
+
 def test_plot_of_a_job_without_an_epoch_says_so(run: Run, add_job: Callable[..., Job]) -> None:
     add_job("job-a")
     result = run("plot", "job-a")
