@@ -118,31 +118,61 @@ class Vocabulary(Section):
         return self
 
 
+def _none_is_zero(value: Any) -> Any:
+    """`latent: none`, and YAML's own null, are short for `latent: 0`."""
+    return 0 if value is None or value == "none" else value
+
+
 class Model(Section):
-    """The sizes of the network."""
+    """The parts and sizes of the network."""
 
     embedding: int = Field(128, ge=1, description="width of the token embedding")
-    encoder_hidden: int = Field(256, ge=1, description="units of each direction of each encoder LSTM")
+    tied: bool = Field(False, description="the softmax uses the token embedding as its weights")
+    encoder: Literal["lstm", "ngrams"] = Field(
+        "lstm", description="lstm: bidirectional LSTMs; ngrams: the sum of the vectors of a review's n-grams"
+    )
+    encoder_hidden: int = Field(
+        256,
+        ge=1,
+        description="lstm: units of each direction of each layer; ngrams: width of an n-gram's vector",
+    )
     encoder_layers: int = Field(1, ge=1, description="stacked bidirectional LSTMs in the encoder")
+    ngram_order: int = Field(3, ge=1, le=8, description="ngrams: tokens of the longest n-gram")
+    ngram_buckets: int = Field(
+        2**19, ge=1, description="ngrams: vectors that the n-grams of two tokens and more share by a hash"
+    )
+    ngram_dropout: float = Field(0.5, ge=0, lt=1, description="ngrams: share left out at random in training")
     dense: int | None = Field(
         None, ge=1, description="units of a relu layer before the latent; none leaves it out"
     )
-    latent: int = Field(32, ge=1, description="dimensions of the latent vector")
+    latent: Annotated[int, BeforeValidator(_none_is_zero)] = Field(
+        32,
+        ge=0,
+        description="dimensions of the latent vector; none (or 0) leaves out encoder, latent and sentiment: "
+        "the decoder alone, a language model",
+    )
     noise_std: float = Field(
         1.0, gt=0, description="standard deviation of eps in z = mean + exp(log_var / 2) * eps"
     )
-    decoder: Literal["repeat", "autoregressive"] = Field(
+    decoder: Literal["repeat", "autoregressive", "mingru"] = Field(
         "autoregressive",
-        description="repeat: z at every position (the original); autoregressive: z and the previous token",
+        description="repeat: z at every position (the original); autoregressive: LSTMs fed z and the "
+        "previous token; mingru: the same of minimal GRUs, faster",
     )
-    decoder_hidden: int = Field(256, ge=1, description="units of each decoder LSTM")
-    decoder_layers: int = Field(1, ge=1, description="stacked LSTMs in the decoder")
+    decoder_hidden: int = Field(256, ge=1, description="units of each decoder layer")
+    decoder_layers: int = Field(1, ge=1, description="stacked layers in the decoder")
     sentiment_hidden: int | None = Field(
         None,
         ge=1,
         description="units of a linear layer between the latent and the sentiment; none leaves it out",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on embeddings and on the decoder's output")
+
+    @model_validator(mode="after")
+    def _tied_widths_agree(self) -> Model:
+        if self.tied and self.decoder_hidden != self.embedding:
+            raise ValueError("model.tied needs model.decoder_hidden equal to model.embedding")
+        return self
 
 
 class SeedObjective(Section):
@@ -159,6 +189,18 @@ class ElboObjective(Section):
     kl_warmup_epochs: float = Field(2.0, ge=0, description="epochs over which that weight grows from 0")
     word_dropout: float = Field(
         0.0, ge=0, lt=1, description="share of the decoder's previous tokens replaced by out-of-vocabulary"
+    )
+    free_bits: float = Field(
+        0.0,
+        ge=0,
+        description="nats a latent dimension may cost, on the mean of a step's reviews, before it is charged",
+    )
+    scored_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the tokens, drawn anew at each step, that the reconstruction is estimated from "
+        "in training",
     )
     sentiment_weight: float = Field(
         1.0, ge=0, description="weight of the sentiment loss of a labelled review"
@@ -181,6 +223,10 @@ class Training(Section):
     epochs: int = Field(10, ge=1, description="passes over the training reviews")
     batch_size: int = Field(32, ge=1, description="reviews a step, over all ranks together")
     learning_rate: float = Field(1e-3, gt=0, description="Adam's step size")
+    schedule: Literal["constant", "linear"] = Field(
+        "constant",
+        description="linear: the step size falls evenly to nothing at the end of the last epoch",
+    )
     adam_epsilon: float = Field(1e-8, gt=0, description="Adam's epsilon (Keras: 1e-7)")
     clip_norm: float | None = Field(
         None, gt=0, description="largest norm of the gradient; none leaves it as it is"
@@ -201,11 +247,14 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _decoder_fits_objective(self) -> Config:
-        wanted = "repeat" if self.objective.kind == "seed" else "autoregressive"
-        if self.model.decoder != wanted:
+        seed, model = self.objective.kind == "seed", self.model
+        if seed != (model.decoder == "repeat"):
+            wanted = "repeat" if seed else "autoregressive or mingru"
             raise ValueError(f"model.decoder must be {wanted} with objective {self.objective.kind}")
-        if self.objective.kind == "seed" and self.vocabulary.kind != "words":
+        if seed and self.vocabulary.kind != "words":
             raise ValueError("vocabulary.kind must be words with objective seed")
+        if seed and (model.encoder != "lstm" or model.latent == 0 or model.tied):
+            raise ValueError("objective seed needs model.encoder lstm, a latent, and model.tied false")
         return self
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -44,11 +44,11 @@ def _layout(model: TextVAE) -> list[tuple[str, Tensor]]:
     """Every parameter in Keras' order, named for people. Keras' gates i, f, c, o are PyTorch's i, f, g, o."""
     return [
         ("embedding", model.embedding.weight),
-        *_lstm("encoder", model.encoder),
+        *_lstm("encoder", cast(LSTM, model.encoder)),
         *_dense("dense", model.dense),
         *_dense("z_mean", model.mean),
         *_dense("z_log_var", model.log_var),
-        *_lstm("decoder", model.decoder),
+        *_lstm("decoder", cast(LSTM, model.decoder)),
         *_dense("output", model.output),
         *_dense("sentiment dense", model.sentiment_dense),
         *_dense("sentiment output", model.sentiment_output),

@@ -19,21 +19,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from textvae import keras, objective
+from textvae import decoders, encoders, keras, objective
 from textvae.config import Config
+from textvae.decoders import LSTMDecoder, MinGRUDecoder
 from textvae.objective import Losses
 from textvae.recurrent import LSTM
+from textvae.softmax import BLOCK_LOGITS, linear_cross_entropy
 from textvae.vocabulary import END, OOV, PAD, START
 
 if TYPE_CHECKING:
     from textvae.batches import Batch
 
-# Logits computed at once, in numbers; more positions than that are done chunk by chunk, and again in the
-# backward pass: a long batch of a large vocabulary would otherwise fill the memory with logits alone.
+# The seed's logits computed at once, in numbers; more positions than that are done chunk by chunk, and again
+# in the backward pass: a long batch of a large vocabulary would otherwise fill the memory with logits alone.
 LOGITS_AT_ONCE = 2**23
-
-# Logits (rows, vocabulary) and targets (rows,) -> losses (rows,)
-Score = Callable[[Tensor, Tensor], Tensor]
 
 
 class TextVAE(nn.Module):
@@ -48,53 +47,66 @@ class TextVAE(nn.Module):
         sizes = config.model
         self.config = config
         self.vocabulary_size = config.vocabulary.size if vocabulary_size is None else vocabulary_size
-        self.autoregressive = sizes.decoder == "autoregressive"
+        self.autoregressive = sizes.decoder != "repeat"
         # The tokens of the longest review: of the seed's with START, of the other's with END.
         self.frame_length = frame_length(config)
 
         self.embedding = nn.Embedding.from_pretrained(
             torch.empty(self.vocabulary_size, sizes.embedding), freeze=False
         )
-        self.encoder = LSTM(sizes.embedding, sizes.encoder_hidden, sizes.encoder_layers, bidirectional=True)
-        width = 2 * sizes.encoder_hidden
-        self.dense = None if sizes.dense is None else nn.Linear(width, sizes.dense)
-        self.mean = nn.Linear(sizes.dense or width, sizes.latent)
-        self.log_var = nn.Linear(sizes.dense or width, sizes.latent)
+        self.encoder = encoders.build(sizes, self.vocabulary_size)
+        width = self.encoder.width if self.encoder else 0
+        self.dense = nn.Linear(width, sizes.dense) if self.encoder and sizes.dense else None
+        self.mean = nn.Linear(sizes.dense or width, sizes.latent) if self.encoder else None
+        self.log_var = nn.Linear(sizes.dense or width, sizes.latent) if self.encoder else None
 
-        states = 2 * sizes.decoder_layers * sizes.decoder_hidden  # h and c of every layer
-        self.state = nn.Linear(sizes.latent, states) if self.autoregressive else None
-        fed = sizes.latent + (sizes.embedding if self.autoregressive else 0)
-        self.decoder = LSTM(fed, sizes.decoder_hidden, sizes.decoder_layers)
+        self.decoder: LSTM | LSTMDecoder | MinGRUDecoder
+        if self.autoregressive:
+            self.decoder = decoders.build(sizes)
+        else:
+            self.decoder = LSTM(sizes.latent, sizes.decoder_hidden, sizes.decoder_layers)
         self.output = nn.Linear(sizes.decoder_hidden, self.vocabulary_size)
+        if sizes.tied:
+            self.output.register_parameter("weight", None)
 
-        hidden = sizes.sentiment_hidden
-        self.sentiment_dense = None if hidden is None else nn.Linear(sizes.latent, hidden)
-        self.sentiment_output = nn.Linear(hidden or sizes.latent, 1)
+        hidden = sizes.sentiment_hidden if self.encoder else None
+        self.sentiment_dense = nn.Linear(sizes.latent, hidden) if hidden else None
+        self.sentiment_output = nn.Linear(hidden or sizes.latent, 1) if self.encoder else None
 
         # Keras' initial weights; an LSTM sets its own.
         nn.init.uniform_(self.embedding.weight, -0.05, 0.05)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.weight is not None:
+                    nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        if isinstance(self.decoder, MinGRUDecoder):
+            self.decoder.spread_memory()
 
     # Training
 
     def forward(
-        self, batch: Batch, *, kl_weight: float = 1.0, generator: torch.Generator | None = None
+        self,
+        batch: Batch,
+        *,
+        kl_weight: float = 1.0,
+        generator: torch.Generator | None = None,
+        over_ranks: Callable[[Tensor], Tensor] | None = None,
     ) -> Losses:
         """Encode, sample, decode, score: all of a step but the division, in one call, as DDP's hooks want it.
 
-        z is sampled in validation too, as the original did. Words are dropped only in training. A batch
+        z is sampled in validation too, as the original did. Words are dropped, tokens left unscored and bits
+        given for free only in training. `over_ranks` sums a tensor over all ranks of the step. A batch
         without reviews (a rank may have none at an epoch's end) gives zeros that still reach every parameter.
         """
-        if len(batch.tokens) == 0:
-            return self._nothing(batch.tokens.device)
         if self.autoregressive:
-            return self._elbo(batch, kl_weight, generator)
+            return self._elbo(batch, kl_weight, generator, over_ranks)
         return self._seed(batch, kl_weight, generator)
 
     def _seed(self, batch: Batch, kl_weight: float, generator: torch.Generator | None) -> Losses:
+        if len(batch.tokens) == 0:
+            return self._nothing(batch.tokens.device)
         tokens, labels = batch.tokens, batch.labels  # (batch, length), (batch,)
         if tokens.shape[1] != self.frame_length:
             raise ValueError(
@@ -104,7 +116,7 @@ class TextVAE(nn.Module):
         z = self.sample_posterior(mean, log_var, generator)
         targets = tokens.flatten()
         hidden = self._hidden(z).flatten(0, 1)  # (batch * length, hidden)
-        scores, correct = self._score_chunks(hidden, targets, objective.seed_reconstruction)
+        scores, correct = self._seed_scores(hidden, targets)  # (batch * length,)
         # max_length * mean over length and vocabulary, which leaves a division by the vocabulary
         reconstruction = scores.sum() / self.vocabulary_size
         kl = objective.seed_kl(mean, log_var).sum()
@@ -126,32 +138,52 @@ class TextVAE(nn.Module):
             reviews=len(tokens),
         )
 
-    def _elbo(self, batch: Batch, kl_weight: float, generator: torch.Generator | None) -> Losses:
-        assert self.config.objective.kind == "elbo"
-        tokens, labels = batch.tokens, batch.labels  # (batch, length), (batch,)
+    def _elbo(
+        self,
+        batch: Batch,
+        kl_weight: float,
+        generator: torch.Generator | None,
+        over_ranks: Callable[[Tensor], Tensor] | None,
+    ) -> Losses:
+        settings = self.config.objective
+        assert settings.kind == "elbo"
+        free_bits = settings.free_bits if self.training else 0.0
+        if len(batch.tokens) == 0:
+            if free_bits and over_ranks:
+                over_ranks(torch.zeros(self.config.model.latent, device=batch.tokens.device))
+            return self._nothing(batch.tokens.device)
+        tokens = batch.tokens  # (batch, length)
+        # A language model has no head to hold a label against.
+        labels = batch.labels if self.encoder else torch.full_like(batch.labels, -1)  # (batch,)
         mean, log_var = self.encode(tokens, batch.lengths)
         z = self.sample_posterior(mean, log_var, generator)
         hidden = self._hidden(z, self._previous(tokens, generator))  # (batch, length, hidden)
         real = tokens != PAD
-        scores, correct = self._score_chunks(hidden[real], tokens[real], objective.cross_entropy)
-        reconstruction = scores.sum()
-        kl = objective.kl(mean, log_var, self.config.model.noise_std).sum()
+        share = settings.scored_share if self.training else 1.0
+        if share < 1.0:
+            draw = torch.rand(tokens.shape, generator=generator, device=tokens.device)
+            real = real & (draw < share)
+        total, _, hits = self._cross_entropy(hidden[real], tokens[real])
+        reconstruction = total / share  # of an even draw of the tokens: the mean is that of all of them
+        kl_terms = objective.kl_terms(mean, log_var, self.config.model.noise_std)  # (batch, latent)
+        charged = objective.over_free_bits(kl_terms, free_bits, batch.total, over_ranks)
         logits = self.sentiment_logits(mean)
         sentiment = objective.sentiment(logits, labels).sum()
         # Past its END a review is over: its padding counts as right if the END was foreseen.
-        ended = correct[batch.lengths.cumsum(0) - 1]  # (batch,)
+        correct = torch.zeros_like(real).masked_scatter(real, hits)  # (batch, length)
+        ended = correct.gather(1, batch.lengths[:, None] - 1)[:, 0]  # (batch,)
         padding = self.frame_length - batch.lengths  # (batch,)
         return Losses(
-            loss=reconstruction + kl_weight * kl + self.config.objective.sentiment_weight * sentiment,
+            loss=reconstruction + kl_weight * charged + settings.sentiment_weight * sentiment,
             reconstruction=reconstruction.detach(),
-            kl=kl.detach(),
+            kl=kl_terms.detach().sum(),
             sentiment=sentiment.detach(),
             labelled=(labels >= 0).sum(),
             sentiment_correct=_hits(logits, labels),
-            tokens=batch.lengths.sum(),
-            tokens_correct=correct.sum(),
+            tokens=real.sum(),
+            tokens_correct=hits.sum(),
             positions=torch.full_like(padding[0], len(tokens) * self.frame_length),
-            positions_correct=correct.sum() + (padding * ended).sum(),
+            positions_correct=(hits.sum() + (padding * ended).sum()) / share,
             means=mean.detach(),
             reviews=len(tokens),
         )
@@ -172,20 +204,34 @@ class TextVAE(nn.Module):
         draw = torch.rand(previous.shape, generator=generator, device=tokens.device)
         return previous.masked_fill((draw < dropped) & (previous != START), OOV)
 
-    def _score_chunks(self, hidden: Tensor, targets: Tensor, score: Score) -> tuple[Tensor, Tensor]:
-        """`score` of each position's logits, and whether its target is the likeliest: (rows,), (rows,)."""
+    def _cross_entropy(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of hidden (rows, width): the summed loss (), each row's, whether its target is the likeliest."""
+        weight = self.embedding.weight if self.output.weight is None else self.output.weight
+        return linear_cross_entropy(hidden, weight, self.output.bias, targets)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """(..., vocabulary) of hidden (..., width)."""
+        weight = self.embedding.weight if self.output.weight is None else self.output.weight
+        return F.linear(hidden, weight, self.output.bias)
+
+    def _seed_scores(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Each position's seed loss and whether its target is the likeliest: (rows,), (rows,).
+
+        In chunks of rows whose logits are forgotten and computed again in the backward pass.
+        """
         rows = max(1, LOGITS_AT_ONCE // self.vocabulary_size)
         if len(targets) <= rows:
-            return self._score(hidden, targets, score)
+            return self._seed_score(hidden, targets)
         parts = [
-            checkpoint(self._score, h, t, score, use_reentrant=False, preserve_rng_state=False)
+            checkpoint(self._seed_score, h, t, use_reentrant=False, preserve_rng_state=False)
             for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
         ]
         return torch.cat([scores for scores, _ in parts]), torch.cat([correct for _, correct in parts])
 
-    def _score(self, hidden: Tensor, targets: Tensor, score: Score) -> tuple[Tensor, Tensor]:
+    def _seed_score(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.output(hidden)  # (rows, vocabulary)
-        return score(logits, targets), logits.detach().argmax(dim=-1) == targets
+        scores = objective.seed_reconstruction(logits, targets)
+        return scores, logits.detach().argmax(dim=-1) == targets
 
     # The parts
 
@@ -197,8 +243,11 @@ class TextVAE(nn.Module):
         """
         if self.autoregressive and lengths is None:
             lengths = (tokens != PAD).sum(dim=1)
+        if self.encoder is None or self.mean is None or self.log_var is None:
+            nothing = torch.zeros(len(tokens), 0, device=tokens.device)
+            return nothing, nothing
         embedded = self._dropout(self.embedding(tokens))  # (batch, length, embedding)
-        h = self.encoder.final_states(embedded, lengths if self.autoregressive else None)
+        h = self.encoder.features(tokens, embedded, lengths if self.autoregressive else None)
         if self.dense is not None:
             h = self.dense(h).relu()  # (batch, dense)
         return self.mean(h).float(), self.log_var(h).float()
@@ -217,12 +266,12 @@ class TextVAE(nn.Module):
         they are; to write without being fed, see `generate`.
         """
         if not self.autoregressive:
-            return self.output(self._hidden(z))
+            return self._logits(self._hidden(z))
         if tokens is None:
             raise ValueError(
                 "the autoregressive decoder needs the tokens that it is fed; generate() needs none"
             )
-        return self.output(self._hidden(z, F.pad(tokens[:, :-1], (1, 0), value=START)))
+        return self._logits(self._hidden(z, F.pad(tokens[:, :-1], (1, 0), value=START)))
 
     def token_losses(self, z: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """How well z (batch, latent) explains tokens (batch, length), each token before it being known.
@@ -234,7 +283,7 @@ class TextVAE(nn.Module):
         counted = (tokens != PAD) & (tokens != START)
         previous = F.pad(tokens[:, :-1], (1, 0), value=START) if self.autoregressive else None
         hidden = self._hidden(z, previous)[:, : tokens.shape[1]]  # (batch, length, hidden)
-        scores, hits = self._score_chunks(hidden[counted], tokens[counted], objective.cross_entropy)
+        _, scores, hits = self._cross_entropy(hidden[counted], tokens[counted])
         losses = torch.zeros(tokens.shape, device=tokens.device).masked_scatter(counted, scores)
         correct = torch.zeros_like(counted).masked_scatter(counted, hits)
         return losses, correct, counted
@@ -245,25 +294,19 @@ class TextVAE(nn.Module):
 
     def _hidden(self, z: Tensor, previous: Tensor | None = None) -> Tensor:
         """The decoder's last layer: (batch, length, hidden)."""
-        if previous is None:
-            return self._dropout(self.decoder(z[:, None].expand(-1, self.frame_length, -1))[0])
-        return self._dropout(self.decoder(self._fed(z, previous), self._initial_state(z))[0])
-
-    def _fed(self, z: Tensor, previous: Tensor) -> Tensor:
-        embedded = self._dropout(self.embedding(previous))  # (batch, length, embedding)
-        return torch.cat((embedded, z[:, None].expand(-1, previous.shape[1], -1).to(embedded.dtype)), dim=-1)
-
-    def _initial_state(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        assert self.state is not None
-        state = self.state(z).to(z.dtype).view(len(z), 2, self.decoder.num_layers, self.decoder.hidden_size)
-        h, c = state.permute(1, 2, 0, 3).contiguous()  # (layers, batch, hidden) each
-        return h, c
+        if isinstance(self.decoder, LSTMDecoder | MinGRUDecoder):
+            assert previous is not None
+            embedded = self._dropout(self.embedding(previous))  # (batch, length, embedding)
+            return self._dropout(self.decoder.advance(embedded, z, self.decoder.start(z))[0])
+        return self._dropout(self.decoder(z[:, None].expand(-1, self.frame_length, -1))[0])
 
     def _dropout(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.config.model.dropout, self.training)
 
     def sentiment_logits(self, z: Tensor) -> Tensor:
-        """The log-odds (batch,) that the review of z (batch, latent) is positive."""
+        """The log-odds (batch,) that the review of z (batch, latent) is positive; 0 without a head."""
+        if self.sentiment_output is None:
+            return torch.zeros(len(z), device=z.device)
         h = z if self.sentiment_dense is None else self.sentiment_dense(z)
         return self.sentiment_output(h)[:, 0].float()
 
@@ -273,6 +316,8 @@ class TextVAE(nn.Module):
 
     def sentiment_direction(self) -> tuple[Tensor, Tensor]:
         """The head, which is linear, as weight (latent,) and bias (): log-odds = z @ weight + bias."""
+        if self.sentiment_output is None:
+            raise ValueError("a language model (model.latent none) has no sentiment head")
         weight, bias = self.sentiment_output.weight[0], self.sentiment_output.bias[0]
         if self.sentiment_dense is not None:
             weight, bias = weight @ self.sentiment_dense.weight, bias + weight @ self.sentiment_dense.bias
@@ -304,15 +349,16 @@ class TextVAE(nn.Module):
             raise ValueError(f"max_length must be at least 1, got {limit}")
         if len(z) == 0:
             return torch.zeros(0, 0, dtype=torch.long, device=z.device)
-        if not self.autoregressive:
+        if not isinstance(self.decoder, LSTMDecoder | MinGRUDecoder):
             return self.decode(z).argmax(dim=-1)[:, :limit]
         previous = torch.full((len(z), 1), START, dtype=torch.long, device=z.device)
         over = torch.zeros(len(z), dtype=torch.bool, device=z.device)
-        state = self._initial_state(z)
+        state = self.decoder.start(z)
         written = []
         for position in range(limit):
-            hidden, state = self.decoder(self._fed(z, previous), state)
-            logits = self.output(self._dropout(hidden[:, 0])).float()  # (batch, vocabulary)
+            embedded = self._dropout(self.embedding(previous))  # (batch, 1, embedding)
+            hidden, state = self.decoder.advance(embedded, z, state)
+            logits = self._logits(self._dropout(hidden[:, 0])).float()  # (batch, vocabulary)
             logits[:, [PAD, START, OOV, END] if position == 0 else [PAD, START, OOV]] = -math.inf
             if temperature == 0:
                 token = logits.argmax(dim=-1)
@@ -393,15 +439,22 @@ def expected_memory(config: Config, ranks: int = 1) -> int:
 
     Parameters, gradients and Adam's two moments, 4 bytes each, and once more the gradients when ranks share
     them; plus the activations of a batch whose every review is as long as can be: embeddings, six numbers per
-    LSTM unit and position (four gates, cell, output), as much again for their gradients, and three to four
-    copies of the logits computed at once. The process itself, torch loaded, takes some 0.3 GB beside this.
+    LSTM unit and position (four gates, cell, output), fifteen per minimal GRU's, two per n-gram, as much
+    again for their gradients, and two to four copies of the logits computed at once. The process itself,
+    torch loaded, takes some 0.3 GB beside this.
     """
     sizes = config.model
     weights = parameter_count(config) * (5 if ranks > 1 else 4)
     positions = math.ceil(config.training.batch_size / ranks) * frame_length(config)
-    encoder = sizes.embedding + 6 * 2 * sizes.encoder_hidden * sizes.encoder_layers
-    fed = sizes.latent + (sizes.embedding if sizes.decoder == "autoregressive" else 0)
-    decoder = fed + (6 * sizes.decoder_layers + 1) * sizes.decoder_hidden
-    logits = min(positions * config.vocabulary.size, max(LOGITS_AT_ONCE, config.vocabulary.size))
-    copies = 4 if config.objective.kind == "seed" else 3
-    return 4 * (weights + 2 * positions * (encoder + decoder) + copies * logits)
+    encoder = sizes.embedding if sizes.latent else 0
+    if sizes.latent and sizes.encoder == "lstm":
+        encoder += 6 * 2 * sizes.encoder_hidden * sizes.encoder_layers
+    elif sizes.latent:
+        encoder += 2 * sizes.ngram_order
+    units = 15 if sizes.decoder == "mingru" else 6
+    fed = sizes.latent + (0 if sizes.decoder == "repeat" else sizes.embedding)
+    decoder = fed + (units * sizes.decoder_layers + 1) * sizes.decoder_hidden
+    seed = config.objective.kind == "seed"
+    at_once = LOGITS_AT_ONCE if seed else BLOCK_LOGITS
+    logits = min(positions * config.vocabulary.size, max(at_once, config.vocabulary.size))
+    return 4 * (weights + 2 * positions * (encoder + decoder) + (4 if seed else 2) * logits)

@@ -7,6 +7,7 @@ their parts and divide once by the reviews of the whole step.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +28,7 @@ class Losses:
     A review without a label has no sentiment loss, but counts among the reviews.
     """
 
-    loss: Tensor  # reconstruction + kl_weight * kl + sentiment_weight * sentiment
+    loss: Tensor  # reconstruction + kl_weight * kl (over its free bits) + sentiment_weight * sentiment
     reconstruction: Tensor  # nats
     kl: Tensor  # nats
     sentiment: Tensor  # nats, over the labelled reviews
@@ -53,11 +54,6 @@ def seed_reconstruction(logits: Tensor, targets: Tensor) -> Tensor:
     return -absent + torch.log1p(-target) - target.log()
 
 
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """-log softmax(logits)[target]: (rows,), of logits (rows, vocabulary) and targets (rows,)."""
-    return F.cross_entropy(logits.float(), targets, reduction="none")
-
-
 def seed_kl(mean: Tensor, log_var: Tensor) -> Tensor:
     """-0.5 * mean over the latent of (1 + log_var - mean^2 - exp(log_var)): (batch,), of two (batch, latent).
 
@@ -66,13 +62,39 @@ def seed_kl(mean: Tensor, log_var: Tensor) -> Tensor:
     return -0.5 * (1.0 + log_var - mean.square() - log_var.exp()).mean(dim=-1)
 
 
-def kl(mean: Tensor, log_var: Tensor, noise_std: float) -> Tensor:
-    """KL(N(mean, noise_std^2 exp(log_var)) || N(0, 1)), summed over the latent: (batch,).
+def kl_terms(mean: Tensor, log_var: Tensor, noise_std: float) -> Tensor:
+    """KL(N(mean, noise_std^2 exp(log_var)) || N(0, 1)) of each dimension: (batch, latent).
 
     Kingma & Welling 2013, appendix B; noise_std enters because z = mean + exp(log_var / 2) * noise_std * n.
     """
     log_variance = log_var + 2.0 * math.log(noise_std)
-    return -0.5 * (1.0 + log_variance - mean.square() - log_variance.exp()).sum(dim=-1)
+    return -0.5 * (1.0 + log_variance - mean.square() - log_variance.exp())
+
+
+def kl(mean: Tensor, log_var: Tensor, noise_std: float) -> Tensor:
+    """`kl_terms`, summed over the latent: (batch,)."""
+    return kl_terms(mean, log_var, noise_std).sum(dim=-1)
+
+
+def over_free_bits(
+    terms: Tensor,
+    free_bits: float,
+    reviews: int,
+    over_ranks: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """The KL that is charged: sum over dimensions of max(free_bits, mean over reviews), times reviews: ().
+
+    Kingma et al., "Improved Variational Inference with Inverse Autoregressive Flow" (2016), appendix C.8: the
+    mean is over the step's reviews, so a dimension may be silent for one review and speak for another.
+    `terms` are `kl_terms` of this rank's (batch, latent), `reviews` the step's on all ranks, over which
+    `over_ranks` sums; so the gradient is that of the whole step, however it is spread.
+    """
+    total = terms.sum(dim=0)  # (latent,)
+    if free_bits == 0:
+        return total.sum()
+    of_step = total.detach().clone()
+    of_step = of_step if over_ranks is None else over_ranks(of_step)
+    return torch.where(of_step > free_bits * reviews, total, free_bits * len(terms)).sum()
 
 
 def seed_sentiment(logits: Tensor, labels: Tensor) -> Tensor:
@@ -97,3 +119,11 @@ def kl_weight(config: Config, epoch: float) -> float:
     if objective.kl_warmup_epochs == 0:
         return objective.kl_weight
     return objective.kl_weight * min(1.0, max(0.0, epoch) / objective.kl_warmup_epochs)
+
+
+def learning_rate(config: Config, epoch: float) -> float:
+    """The optimizer's step size at `epoch`, counted from 0 in fractions."""
+    training = config.training
+    if training.schedule == "constant":
+        return training.learning_rate
+    return training.learning_rate * max(0.0, 1.0 - epoch / training.epochs)

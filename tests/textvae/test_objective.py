@@ -206,3 +206,46 @@ def test_a_shard_without_labels_still_gives_every_parameter_a_gradient() -> None
     empty.loss.backward()
     assert all(p.grad is not None and p.grad.abs().sum() == 0 for p in model.parameters())
     assert empty.means.shape == (0, 4)
+
+
+def test_free_bits_charge_what_a_dimension_costs_beyond_them_on_average() -> None:
+    terms = torch.tensor([[0.1, 2.0, 0.0], [0.3, 4.0, 0.9], [0.2, 0.0, 0.6]]).requires_grad_()
+    charged = objective.over_free_bits(terms, 0.4, 3)
+    # Means 0.2 (free), 2.0 and 0.5 (charged whole, though single reviews are below).
+    assert float(charged.detach()) == pytest.approx(3 * (0.4 + 2.0 + 0.5))
+    charged.backward()
+    assert terms.grad is not None and terms.grad.tolist() == [[0.0, 1.0, 1.0]] * 3
+    assert float(objective.over_free_bits(terms, 0.0, 3).detach()) == pytest.approx(
+        float(terms.sum().detach())
+    )
+
+
+def test_free_bits_of_shards_are_those_of_the_step() -> None:
+    terms = torch.tensor([[0.1, 2.0], [0.9, 0.0], [0.2, 0.0]])
+    whole = objective.over_free_bits(terms, 0.5, 3)
+    parts = [terms[:1], terms[1:]]
+    sharded = [objective.over_free_bits(part, 0.5, 3, lambda _: terms.sum(dim=0)) for part in parts]
+    assert float(sum(sharded)) == pytest.approx(float(whole))
+
+
+def test_a_share_of_the_tokens_estimates_the_whole_reconstruction() -> None:
+    torch.manual_seed(0)
+    model = TextVAE(config(scored_share=0.3, word_dropout=0.0))
+    with torch.no_grad():
+        model.log_var.bias.fill_(-60.0)
+    batch = elbo_batch()
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        draws = [model(batch, generator=random) for _ in range(3000)]
+        whole = model.eval()(batch)
+    mean = sum(float(each.reconstruction) for each in draws) / len(draws)
+    assert mean == pytest.approx(float(whole.reconstruction), rel=0.03)
+    assert 0.25 < sum(int(each.tokens) for each in draws) / (22 * len(draws)) < 0.35
+    assert int(whole.tokens) == 22
+
+
+def test_the_step_size_falls_to_nothing_at_the_end() -> None:
+    settings = parse(Config, {"training": {"epochs": 4, "learning_rate": 0.8, "schedule": "linear"}})
+    rates = [objective.learning_rate(settings, epoch) for epoch in (0.0, 1.0, 3.5, 4.0)]
+    assert rates == pytest.approx([0.8, 0.6, 0.1, 0.0])
+    assert objective.learning_rate(config(), 9.0) == 0.001

@@ -136,7 +136,9 @@ def test_training_reports_every_epoch_and_learns(whole):
     folder, digest, position, report = hooks.checkpoints[-1]
     saved = checkpoint.load(folder, digest=digest)
     assert (saved.position, saved.config.seed, saved.sums) == (position, 3, {})
-    assert saved.metrics == {"train": report.train, "validation": report.validation}
+    seconds = pytest.approx(sum(each.seconds for each in outcome.reports))
+    expected = {"train": report.train, "validation": report.validation, "seconds": seconds}
+    assert saved.metrics == expected
 
 
 @pytest.mark.parametrize("step", [1, 3, STEPS, STEPS + 1, 2 * STEPS + 5, 3 * STEPS])
@@ -168,6 +170,38 @@ def test_training_resumes_from_the_checkpoint_of_an_epoch_too(folder, whole, tmp
 def test_finished_training_resumes_to_nothing(folder, whole, tmp_path):
     outcome = run(elbo(folder), folder, tmp_path, Hooks(), resume=whole[0].checkpoints[-1][0])
     assert outcome == Outcome(True, [], Position(3, 3 * STEPS, 0))
+
+
+def modern(folder: Path) -> Config:
+    """The other encoder and decoder, and everything else that draws or changes with the steps."""
+    model = {"encoder": "ngrams", "ngram_buckets": 64, "decoder": "mingru", "decoder_layers": 2, "tied": True}
+    objective = {"free_bits": 0.1, "scored_share": 0.5, "kl_warmup_epochs": 1}
+    return elbo(folder, model=model, objective=objective, training={"epochs": 2, "schedule": "linear"})
+
+
+def test_the_modern_parts_resume_to_the_same_weights_too(folder, tmp_path):
+    config = modern(folder)
+    whole, stopped, resumed = Hooks(), Hooks(stop_after=STEPS + 3), Hooks()
+    run(config, folder, tmp_path / "whole", whole)
+    run(config, folder, tmp_path / "stopped", stopped)
+    at, digest, *_ = stopped.checkpoints[-1]
+    assert 0 < checkpoint.load(at).metrics["seconds"] == stopped.epochs[0].seconds
+    run(config, folder, tmp_path / "resumed", resumed, resume=at, digest=digest)
+    assert same_checkpoint(whole.checkpoints[-1][0], resumed.checkpoints[-1][0])
+    saved = checkpoint.load(resumed.checkpoints[-1][0])
+    rate = saved.optimizer_state["param_groups"][0]["lr"]
+    assert rate == pytest.approx(0.01 / (2 * STEPS))  # of the last step, before it would be nothing
+
+
+def test_a_language_model_is_trained_by_the_same_loop(folder, tmp_path):
+    config = elbo(folder, model={"latent": "none", "decoder": "mingru"})
+    outcome = run(config, folder, tmp_path, Hooks())
+    losses = [report.validation["loss"] for report in outcome.reports]
+    assert losses == sorted(losses, reverse=True)
+    for report in outcome.reports:
+        assert report.validation["kl"] == report.validation["active_units"] == 0
+        assert math.isnan(report.validation["sentiment_accuracy"])
+        assert report.validation["loss"] == report.validation["reconstruction"]
 
 
 def test_the_seed_objective_resumes_to_the_same_weights_too(folder, tmp_path):
@@ -319,6 +353,16 @@ def test_several_ranks_take_the_exact_step_of_one_and_resume_bit_for_bit(folder,
             "adam_epsilon": 1.0,
         },
     )
+    still = {"dropout": 0.0, "noise_std": 1e-6, "ngram_dropout": 0.0}
+    quiet = {"word_dropout": 0.0, "kl_warmup_epochs": 0, "scored_share": 1.0, "free_bits": 30.0}
+    once = {"schedule": "constant", **step.model_dump()["training"]}
+    modern_step = elbo(
+        folder,
+        data={"train_size": 100},
+        model={**modern(folder).model_dump()["model"], **still},
+        objective=quiet,
+        training=once,
+    )
     config = elbo(folder)
     data = str(folder / "data")
     job = {"config": config.model_dump(mode="json"), "data": data}
@@ -327,6 +371,11 @@ def test_several_ranks_take_the_exact_step_of_one_and_resume_bit_for_bit(folder,
         3,
         [
             {"config": step.model_dump(mode="json"), "data": data, "scratch": str(tmp_path / "step")},
+            {
+                "config": modern_step.model_dump(mode="json"),
+                "data": data,
+                "scratch": str(tmp_path / "modern-step"),
+            },
             {**job, "scratch": str(tmp_path / "whole")},
             {**job, "scratch": str(tmp_path / "stopped"), "stop_at": stop_at},
             {
@@ -336,16 +385,12 @@ def test_several_ranks_take_the_exact_step_of_one_and_resume_bit_for_bit(folder,
             },
         ],
     )
-    alone = Hooks()
-    run(step, folder, tmp_path / "alone", alone)
-    a, b = (
-        load_file(path / "epoch-01/model.safetensors") for path in (tmp_path / "alone", tmp_path / "step")
-    )
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-6)
-    mine, theirs = (
-        checkpoint.load(path / "epoch-01").metrics["train"]
-        for path in (tmp_path / "alone", tmp_path / "step")
-    )
-    assert mine == pytest.approx(theirs, rel=1e-5)
+    for config, name in ((step, "step"), (modern_step, "modern-step")):
+        run(config, folder, tmp_path / f"{name}-alone", Hooks())
+        places = [tmp_path / f"{name}-alone/epoch-01", tmp_path / f"{name}/epoch-01"]
+        a, b = (load_file(place / "model.safetensors") for place in places)
+        for key in a:
+            torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=2e-5)
+        mine, theirs = (checkpoint.load(place).metrics["train"] for place in places)
+        assert mine == pytest.approx(theirs, rel=1e-5)
     assert same_checkpoint(tmp_path / "whole/epoch-03", tmp_path / "resumed/epoch-03")

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from textvae.encoders import NgramEncoder
+from textvae.vocabulary import END, PAD
+
+torch.set_num_threads(1)
+
+
+def encoder(order: int = 3, dropout: float = 0.0) -> NgramEncoder:
+    torch.manual_seed(0)
+    return NgramEncoder(20, width=5, order=order, buckets=1000, dropout=dropout)
+
+
+def rows() -> tuple[torch.Tensor, torch.Tensor]:
+    tokens = torch.tensor([[7, 8, 7, 9, END, PAD], [4, END, PAD, PAD, PAD, PAD], [9, 8, 7, 6, 5, END]])
+    return tokens, torch.tensor([5, 2, 6])
+
+
+def features(of: NgramEncoder, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    return of.features(tokens, torch.empty(0), lengths).detach()
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 5])
+def test_features_are_the_scaled_sum_of_the_vectors_of_all_ngrams(order: int) -> None:
+    of = encoder(order)
+    tokens, lengths = rows()
+    got = features(of, tokens, lengths)
+    for row, length, vector in zip(tokens, lengths.tolist(), got, strict=True):
+        grams = [
+            of.ids(row[None, start : start + n], n)[0, 0]
+            for n in range(1, order + 1)
+            for start in range(length - n + 1)
+        ]
+        expected = of.table.weight[torch.stack(grams)].sum(dim=0) / len(grams) ** 0.5
+        torch.testing.assert_close(vector, expected.detach())
+
+
+def test_equal_ngrams_share_a_vector_and_their_order_matters() -> None:
+    of = encoder()
+    tokens = torch.tensor([[7, 8, 9, 7, 8, 9, 8, 7]])
+    pairs = of.ids(tokens, 2)[0]
+    assert pairs[0] == pairs[3] and pairs[1] == pairs[4]
+    assert pairs[0] != pairs[6]  # 7 8 against 8 7
+    assert bool((pairs >= 20).all()) and bool((pairs < 1020).all())
+
+
+def test_the_hash_spreads_evenly() -> None:
+    of = NgramEncoder(300, width=1, order=2, buckets=100, dropout=0.0)
+    first, second = torch.meshgrid(torch.arange(300), torch.arange(300), indexing="ij")
+    pairs = of.ids(torch.stack((first.flatten(), second.flatten()), dim=1), 2)[:, 0] - 300
+    counts = torch.bincount(pairs, minlength=100).float()
+    # 90,000 pairs in 100 buckets: chi-squared with 99 degrees of freedom, mean 99, deviation 14
+    assert float(((counts - 900).square() / 900).sum()) < 180
+
+
+def test_padding_changes_nothing() -> None:
+    of = encoder()
+    tokens, lengths = rows()
+    wide = torch.nn.functional.pad(tokens, (0, 7), value=PAD)
+    torch.testing.assert_close(features(of, wide, lengths), features(of, tokens, lengths))
+
+
+def test_a_review_whose_ngrams_are_all_dropped_is_zeros_not_nan() -> None:
+    of = encoder(dropout=0.999999).train()
+    tokens, lengths = rows()
+    assert not features(of, tokens, lengths).any()
+    of.eval()
+    assert features(of, tokens, lengths).any(dim=1).all()

@@ -1,0 +1,96 @@
+"""Encoders: the tokens of a review -> one vector of features, which the posterior is read off.
+
+An encoder has a `width` and is called with tokens (batch, length), their embeddings (batch, length,
+embedding) and lengths (batch,), or None where padding counts; it returns features (batch, width).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from textvae.config import Model
+from textvae.recurrent import LSTM
+
+
+def build(sizes: Model, vocabulary_size: int) -> LSTMEncoder | NgramEncoder | None:
+    """The encoder that a config's model section names; none for a language model."""
+    if sizes.latent == 0:
+        return None
+    if sizes.encoder == "ngrams":
+        return NgramEncoder(
+            vocabulary_size,
+            width=sizes.encoder_hidden,
+            order=sizes.ngram_order,
+            buckets=sizes.ngram_buckets,
+            dropout=sizes.ngram_dropout,
+        )
+    return LSTMEncoder(sizes.embedding, sizes.encoder_hidden, sizes.encoder_layers, bidirectional=True)
+
+
+class LSTMEncoder(LSTM):
+    """The last states of both directions of a bidirectional LSTM."""
+
+    @property
+    def width(self) -> int:
+        """Features a review."""
+        return 2 * self.hidden_size
+
+    def features(self, tokens: Tensor, embedded: Tensor, lengths: Tensor | None) -> Tensor:
+        """(batch, 2 * hidden), of embedded (batch, length, embedding); see LSTM.final_states."""
+        return self.final_states(embedded, lengths)
+
+
+class NgramEncoder(nn.Module):
+    """The vectors of a review's n-grams, added up and divided by the root of their number.
+
+    What a linear classifier on n-grams knows (Wang & Manning, "Baselines and Bigrams", ACL 2012; fastText:
+    Joulin et al., EACL 2017), as the first layer of an encoder that a CPU is fast at. Tokens have a vector
+    each; longer n-grams share `buckets` vectors by a hash. In training each n-gram is dropped with
+    probability `dropout`.
+    """
+
+    def __init__(self, vocabulary_size: int, *, width: int, order: int, buckets: int, dropout: float):
+        super().__init__()
+        self.width = width
+        self.order = order
+        self.dropout = dropout
+        self.vocabulary_size = vocabulary_size
+        self.table = nn.Embedding.from_pretrained(
+            torch.empty(vocabulary_size + (buckets if order > 1 else 0), width), freeze=False
+        )
+        self.buckets = buckets
+        if not self.table.weight.is_meta:
+            nn.init.normal_(self.table.weight, std=0.02)
+
+    def features(self, tokens: Tensor, embedded: Tensor, lengths: Tensor | None) -> Tensor:
+        """(batch, width), of tokens (batch, length), padded behind; END is a token, too."""
+        assert lengths is not None
+        length = tokens.shape[1]
+        reaches = lengths[:, None]  # (batch, 1)
+        ids, kept = [], []
+        for order in range(1, min(self.order, length) + 1):
+            ids.append(self.ids(tokens, order))
+            # The n-gram that begins at a position must end within the review.
+            positions = torch.arange(length - order + 1, device=tokens.device)
+            kept.append(positions + order <= reaches)
+        grams, real = torch.cat(ids, dim=1), torch.cat(kept, dim=1)  # (batch, n-grams) each
+        if self.training and self.dropout:
+            real = real & (torch.rand(real.shape, device=real.device) >= self.dropout)
+        counts = real.sum(dim=1)  # (batch,)
+        offsets = F.pad(counts.cumsum(dim=0)[:-1], (1, 0))
+        total = F.embedding_bag(grams[real], self.table.weight, offsets, mode="sum")  # (batch, width)
+        return total / counts.clamp(min=1)[:, None].sqrt()
+
+    def ids(self, tokens: Tensor, order: int) -> Tensor:
+        """The row of the table of each n-gram of `order` tokens: (batch, length - order + 1)."""
+        if order == 1:
+            return tokens
+        length = tokens.shape[1]
+        key = torch.zeros_like(tokens[:, : length - order + 1])
+        for offset in range(order):
+            # Sums and products wrap around, alike on every device; the multiplier is SplitMix64's.
+            key = (key + tokens[:, offset : length - order + 1 + offset] + offset) * -7046029254386353131
+            key = key ^ (key >> 29)
+        return self.vocabulary_size + (key & (2**62 - 1)) % self.buckets
