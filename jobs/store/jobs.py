@@ -180,6 +180,8 @@ class JobVerbs(Database):
         """
         now = self.clock()
         with self.writing() as connection:
+            # Locked, so that the job cannot pass from one of the two states to the other in between.
+            get_job(connection, job, lock=True)
             cancelled = connection.execute(
                 update(JobRow)
                 .where(JobRow.id == job, JobRow.state == JobState.QUEUED)

@@ -65,9 +65,12 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A consistent view of the database."""
-        with self._translated(), self._engine.connect() as connection, connection.begin():
-            yield connection
+        """A consistent view of the database, as of the first statement."""
+        with self._translated(), self._engine.connect() as connection:
+            if self._engine.dialect.name == "postgresql":  # SQLite has nothing less
+                connection = connection.execution_options(isolation_level="REPEATABLE READ")
+            with connection.begin():
+                yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
