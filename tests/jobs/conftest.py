@@ -21,6 +21,10 @@ from jobs.service import Service
 from jobs.settings import Settings
 from jobs.store import Job, Store
 
+from . import postgresql
+
+DATABASES = ("sqlite", "postgresql")
+
 
 class RedisServer:
     """A real redis-server on a free port of this machine, with a password."""
@@ -103,12 +107,49 @@ def redis_server(_redis_of_the_session: RedisServer) -> RedisServer:
     return _redis_of_the_session
 
 
+@pytest.fixture(scope="session")
+def _postgresql() -> Iterator[postgresql.PostgresqlServer]:
+    programs = postgresql.programs()
+    if programs is None:
+        missing = "no PostgreSQL: install it, as `apt-get install postgresql` does"
+        if os.environ.get("CI"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    with postgresql.running(programs) as server:
+        yield server
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A module that names DATABASES has its tests run on all of them, but for those marked `sqlite_only`."""
+    if (
+        "database" in metafunc.fixturenames
+        and hasattr(metafunc.module, "DATABASES")
+        and not metafunc.definition.get_closest_marker("sqlite_only")
+    ):
+        metafunc.parametrize("database", metafunc.module.DATABASES, indirect=True)
+
+
 @pytest.fixture
-def settings(tmp_path: Path, redis_server: RedisServer) -> Settings:
+def database(request: pytest.FixtureRequest) -> str:
+    """The kind of database that the test is about: sqlite, or postgresql."""
+    return str(getattr(request, "param", "sqlite"))
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest, database: str, tmp_path: Path) -> Iterator[str]:
+    if database == "sqlite":
+        yield f"sqlite:///{tmp_path / 'home' / 'textvae.db'}"
+        return
+    with request.getfixturevalue("_postgresql").database() as url:
+        yield url
+
+
+@pytest.fixture
+def settings(tmp_path: Path, redis_server: RedisServer, database_url: str) -> Settings:
     home = tmp_path / "home"
     return Settings(
         home=home,
-        database_url=f"sqlite:///{home / 'textvae.db'}",
+        database_url=database_url,
         storage=str(home / "storage"),
         redis_url=redis_server.url,
     )
@@ -122,12 +163,13 @@ def _empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def store(tmp_path: Path, _empty_database: Path) -> Iterator[Store]:
-    """The store of `settings`, on a real SQLite file: a copy of an empty one, which is quicker to make."""
-    path = tmp_path / "home" / "textvae.db"
-    path.parent.mkdir(exist_ok=True)
-    shutil.copyfile(_empty_database, path)
-    store = Store(f"sqlite:///{path}")
+def store(tmp_path: Path, database: str, database_url: str, _empty_database: Path) -> Iterator[Store]:
+    """The store of `settings`, on a real database: a copy of an empty one, which is quicker to make."""
+    if database == "sqlite":
+        path = tmp_path / "home" / "textvae.db"
+        path.parent.mkdir(exist_ok=True)
+        shutil.copyfile(_empty_database, path)
+    store = Store(database_url)
     yield store
     store.close()
 

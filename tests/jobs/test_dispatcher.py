@@ -22,6 +22,7 @@ from jobs.service import LAUNCH_GRACE, Service
 from jobs.settings import Settings
 from jobs.store import AttemptState, Cause, EventKind, Job, JobState, Store
 
+from .conftest import DATABASES as DATABASES
 from .conftest import Clock, RedisServer
 
 AddJob = Callable[..., Job]

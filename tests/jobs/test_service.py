@@ -28,6 +28,7 @@ from jobs.store import (
 )
 from jobs.store.tables import JobRow
 
+from .conftest import DATABASES as DATABASES
 from .conftest import Clock, RedisServer
 
 AddJob = Callable[..., Job]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
+from sqlalchemy import insert, select
+from sqlalchemy.exc import IntegrityError
 
 from jobs.store import AttemptState, Cause, Checkpoint, EventKind, JobState, StaleAttempt, Store
+from jobs.store.tables import AttemptRow, Base
 
+from ..conftest import DATABASES as DATABASES
 from .conftest import AddJob, checkpoint, kinds, record_version, report
 
 
@@ -46,13 +48,13 @@ def test_of_twenty_that_open_an_attempt_one_does(store: Store, add_job: AddJob):
     assert len(store.attempts("first")) == 1
 
 
-def test_the_database_refuses_a_second_active_attempt(store: Store, add_job: AddJob, tmp_path: Path):
+def test_the_database_refuses_a_second_active_attempt(store: Store, add_job: AddJob):
     add_job("first")
     store.open_attempt("first", 1, by="test")
-    with sqlite3.connect(tmp_path / "home" / "textvae.db") as raw, pytest.raises(sqlite3.IntegrityError):
-        raw.execute(
-            "INSERT INTO attempts (job, number, state, opened, seen) VALUES ('first', 2, 'starting', '', '')"
-        )
+    now = store.clock()
+    second = insert(AttemptRow).values(job="first", number=2, state="starting", opened=now, seen=now)
+    with pytest.raises(IntegrityError), store.writing() as connection:
+        connection.execute(second)
 
 
 def test_an_attempt_from_start_to_success(store: Store, add_job: AddJob):
@@ -115,7 +117,7 @@ def test_a_bad_config_is_not_tried_again(store: Store, add_job: AddJob):
 )
 @pytest.mark.parametrize("end", ["a newer attempt", "the end of the job", "waiting for the next attempt"])
 def test_a_stale_attempt_changes_nothing(
-    store: Store, add_job: AddJob, tmp_path: Path, write: Callable[[Store, Checkpoint], object], end: str
+    store: Store, add_job: AddJob, write: Callable[[Store, Checkpoint], object], end: str
 ):
     add_job("first")
     store.open_attempt("first", 1, by="test")
@@ -124,16 +126,18 @@ def test_a_stale_attempt_changes_nothing(
     store.finish_attempt("first", 1, lost, by="test", cause=Cause.DIED)
     if end == "a newer attempt":
         store.open_attempt("first", 2, by="test")
-    before = dump(tmp_path)
+    before = dump(store)
     with pytest.raises(StaleAttempt, match="attempt 1 of job first is not its active attempt"):
         write(store, made)
-    assert dump(tmp_path) == before
+    assert dump(store) == before
 
 
-def dump(tmp_path: Path) -> list[str]:
+def dump(store: Store) -> list[str]:
     """Everything that the database holds."""
-    with sqlite3.connect(tmp_path / "home" / "textvae.db") as raw:
-        return list(raw.iterdump())
+    with store.reading() as connection:
+        return [
+            str(row) for table in Base.metadata.sorted_tables for row in connection.execute(select(table))
+        ]
 
 
 def test_of_many_that_end_an_attempt_one_does(store: Store, add_job: AddJob):

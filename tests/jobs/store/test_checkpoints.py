@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jobs.store import AttemptState, Store
 
+from ..conftest import DATABASES as DATABASES
 from .conftest import AddJob, checkpoint, make_version, report
 
 

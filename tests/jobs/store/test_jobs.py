@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from datetime import UTC, datetime
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import event, insert
 
 from jobs.config import JobConfig
 from jobs.store import Ambiguous, AttemptState, Cause, Conflict, EventKind, JobState, NotFound, Store
 from jobs.store.tables import JobRow
 
+from ..conftest import DATABASES as DATABASES
 from .conftest import VALUES, AddJob, kinds
 
 
@@ -115,6 +117,27 @@ def test_cancelling_an_ended_job_changes_nothing(store: Store, add_job: AddJob):
     assert store.request_cancel("first", "ada") == done
     with pytest.raises(NotFound):
         store.request_cancel("nobody", "ada")
+
+
+def test_a_cancel_is_not_lost_between_two_states(store: Store, database_url: str, add_job: AddJob):
+    """Its attempt fails, and the job waits again, just while the cancel looks at it."""
+    add_job("first")
+    store.open_attempt("first", 1, by="test")
+    other = Store(database_url)
+    failing = threading.Thread(
+        target=other.finish_attempt, args=("first", 1, AttemptState.FAILED), kwargs={"by": "test"}
+    )
+
+    def between(*arguments: object) -> None:
+        if str(arguments[2]).startswith("UPDATE jobs SET cancel_requested"):
+            failing.start()
+            failing.join(0.5)  # it may have to wait for the cancel
+
+    event.listen(store._engine, "before_cursor_execute", between)
+    store.request_cancel("first", "ada")
+    failing.join(20)
+    other.close()
+    assert store.job("first").state is JobState.CANCELLED
 
 
 def test_retry_gives_new_attempts(store: Store, add_job: AddJob):

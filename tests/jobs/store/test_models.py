@@ -6,6 +6,7 @@ import pytest
 
 from jobs.store import Conflict, EventKind, NewCheckpoint, NotFound, Store
 
+from ..conftest import DATABASES as DATABASES
 from .conftest import Trained, kinds, make_version, record_version
 
 

@@ -1,0 +1,105 @@
+"""A real PostgreSQL for tests, on a socket in a folder of its own."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+
+from jobs.store import Store
+
+
+def programs() -> Path | None:
+    """The folder of initdb and postgres: on the PATH, else the newest of Debian's; none without a server."""
+    found = shutil.which("initdb")
+    if found is not None:
+        return Path(found).parent
+    installed = Path("/usr/lib/postgresql").glob("*/bin/initdb")
+    return max((path.parent for path in installed), key=lambda path: int(path.parent.name), default=None)
+
+
+class PostgresqlServer:
+    """One server for a session. It listens on a socket alone and syncs nothing: its data is for the bin."""
+
+    def __init__(self, folder: Path, programs: Path):
+        self._folder = folder
+        # It refuses to run as root; Debian's package brings the user that it should run as.
+        self._user = "postgres" if os.getuid() == 0 else None
+        if self._user is not None:
+            shutil.chown(folder, self._user)
+        data = str(folder / "data")
+        subprocess.run(
+            [programs / "initdb", "-D", data, "-U", "tests", "-A", "trust", "-E", "UTF8", "--no-sync"],
+            check=True,
+            capture_output=True,
+            cwd=folder,
+            user=self._user,
+        )
+        options = ["listen_addresses=", "fsync=off", f"unix_socket_directories={folder}"]
+        with (folder / "log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [programs / "postgres", "-D", data, *(word for o in options for word in ("-c", o))],
+                stdout=log,
+                stderr=log,
+                cwd=folder,
+                user=self._user,
+                start_new_session=True,
+            )
+        self._numbers = itertools.count()
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                self._run("SELECT 1")
+                break
+            except psycopg.OperationalError:
+                if time.monotonic() > deadline or self._process.poll() is not None:
+                    raise RuntimeError((folder / "log").read_text()) from None
+                time.sleep(0.02)
+        self._run("CREATE DATABASE empty")
+        Store(self._url("empty")).close()
+
+    def stop(self) -> None:
+        """End the server, at once."""
+        self._process.send_signal(signal.SIGQUIT)
+        self._process.wait(30)
+
+    @contextmanager
+    def database(self) -> Iterator[str]:
+        """The URL of a database with our tables and nothing in them: a copy is quicker than to migrate."""
+        name = f"test{next(self._numbers)}"
+        self._run(f"CREATE DATABASE {name} TEMPLATE empty")
+        yield self._url(name)
+        self._run(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def _run(self, statement: str) -> None:
+        with psycopg.connect(
+            host=str(self._folder), user="tests", dbname="postgres", autocommit=True
+        ) as connection:
+            connection.execute(statement)  # type: ignore[arg-type]
+
+    def _url(self, name: str) -> str:
+        return f"postgresql+psycopg://tests@/{name}?host={self._folder}"
+
+
+@contextmanager
+def running(programs: Path) -> Iterator[PostgresqlServer]:
+    """A server while the block lasts."""
+    # A socket needs a short path, and its user one that it may enter.
+    folder = Path(tempfile.mkdtemp(prefix="tvpg", dir="/tmp"))
+    try:
+        server = PostgresqlServer(folder, programs)
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(folder)
