@@ -83,7 +83,7 @@ def database() -> Result:
     path = url.removeprefix("sqlite:///")
     if url.startswith("sqlite") and not Path(path).exists():
         return Result("database", "ok", f"{path} is made at first use")
-    jobs = len(service.store().jobs())
+    jobs = service.store().count()
     return Result("database", "ok", f"opens; tables at revision {HEAD}, {output.several(jobs, 'job')}")
 
 

@@ -168,7 +168,7 @@ def waits_for(job: Job) -> str | None:
         return "the service, which is not up: textvae-jobs up"
     unfit = [event for event in store.events(job.id) if event.kind == "unfit"]
     needs = needs_of(job.cpus, job.gpus)
-    if unfit:
+    if unfit and not _fits(job, service.cluster()):
         return f"a larger cluster: it {unfit[-1].detail['reason']}"
     queued = [other.id for other in store.queued()]
     if job.id not in queued:
@@ -180,6 +180,11 @@ def waits_for(job: Job) -> str | None:
     if ahead:
         return f"{output.several(ahead, 'job')} ahead of it; {taken}"
     return f"{needs} to be free; {taken}" if busy else "the dispatcher to start it"
+
+
+def _fits(job: Job, cluster: Mapping[str, float] | None) -> bool:
+    """Whether a cluster that the dispatcher saw within the last minute is large enough for the job."""
+    return cluster is not None and job.cpus <= cluster["total_cpus"] and job.gpus <= cluster["total_gpus"]
 
 
 def _show_fields(

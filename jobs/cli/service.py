@@ -103,6 +103,16 @@ def progress(job: str) -> dict[str, Any] | None:
         return None
 
 
+def cluster() -> dict[str, float] | None:
+    """What the dispatcher saw of the cluster within the last minute; None without it, or without Redis."""
+    from jobs.queue import QueueUnavailable
+
+    try:
+        return queue().cluster()
+    except QueueUnavailable:
+        return None
+
+
 def live_progress(job: str) -> Iterator[dict[str, Any] | None]:
     """The live progress of a job, without end; None at least twice a second, also while Redis is away."""
     from jobs.queue import QueueUnavailable
@@ -115,6 +125,9 @@ def live_progress(job: str) -> Iterator[dict[str, Any] | None]:
             while time.monotonic() < again:
                 time.sleep(_PAUSE)
                 yield None
+            if settings().redis_url is None:  # the service may have come up in the meantime
+                settings.cache_clear()
+                queue.cache_clear()
 
 
 @contextmanager

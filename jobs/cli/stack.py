@@ -210,17 +210,13 @@ def status(as_json: bool) -> None:
     The exit code is 4 unless every part is running.
     """
     from cluster import stack
-    from jobs.queue import QueueUnavailable
     from jobs.store import JobState
 
     settings, store = service.settings(), service.store()
     parts = stack.status(settings.home)
-    states = {str(s): len(store.jobs([s])) for s in (JobState.RUNNING, JobState.QUEUED)}
+    states = {str(s): store.count([s]) for s in (JobState.RUNNING, JobState.QUEUED)}
     served = store.served()
-    try:
-        cluster = service.queue().cluster()
-    except QueueUnavailable:
-        cluster = None
+    cluster = service.cluster()
     all_up = all(part.state == "running" for part in parts)
     if as_json:
         output.emit_json(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from jobs.store.opening import Database
@@ -162,6 +162,14 @@ class JobVerbs(Database):
             query = query.where(JobRow.name == name)
         with self.reading() as connection:
             return [job_of(row) for row in connection.execute(query)]
+
+    def count(self, states: Iterable[JobState] | None = None) -> int:
+        """How many jobs there are, in these states if any are named."""
+        query = select(func.count()).select_from(JobRow)
+        if states is not None:
+            query = query.where(JobRow.state.in_(list(states)))
+        with self.reading() as connection:
+            return connection.execute(query).scalar_one()
 
     def queued(self) -> list[Job]:
         """The jobs that wait, in the order in which they go: by priority, then age."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from jobs.cli import follow, live
+from jobs.cli import follow, jobs, live
 from jobs.cli import service as opened
 from jobs.queue import Queue
 from jobs.service import Service
@@ -107,6 +107,35 @@ def test_watch_goes_on_without_redis(offline: Run, store: Store, add_job: Callab
         result = offline("watch", "job-a")
     assert result.exit_code == 0
     assert "job job-a succeeded" in result.stdout
+
+
+def test_watch_finds_a_service_that_comes_up_while_it_looks(
+    offline: Run,
+    store: Store,
+    service: Service,
+    settings: Settings,
+    add_job: Callable[..., Job],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(opened, "_RETRY", 0.05)
+    monkeypatch.setattr(opened, "_PAUSE", 0.02)
+    monkeypatch.setattr(live, "_POLL", 0.02)
+    add_job("job-a")
+    told: list[str] = []
+
+    def waits_for(job: Job) -> str | None:
+        told.append(str(reason := jobs.waits_for(job)))
+        if len(told) == 1:
+            settings.run_folder.mkdir()
+            settings.stack_file.write_text(json.dumps({"redis_url": settings.redis_url}))
+        elif "not up" not in told[-1] or len(told) > 100:
+            store.request_cancel("job-a", "ada")
+        return reason
+
+    monkeypatch.setattr(live, "waits_for", waits_for)
+    assert offline("watch", "job-a").exit_code == 5
+    assert told[0] == "the service, which is not up: textvae-jobs up"
+    assert "the dispatcher to start it" in told
 
 
 def test_the_newest_progress_reaches_whoever_checks(

@@ -62,6 +62,7 @@ def test_lists_are_newest_first_and_filtered(store: Store, add_job: AddJob):
     assert [job.id for job in store.jobs([JobState.RUNNING])] == ["bb2"]
     assert [job.id for job in store.jobs(name="other")] == []
     assert [job.id for job in store.queued()] == ["aa1", "cc3"]
+    assert (store.count(), store.count([JobState.QUEUED]), store.count([JobState.FAILED])) == (3, 2, 0)
 
 
 def test_a_thousand_jobs_are_listed_in_a_blink(store: Store, config: JobConfig):
