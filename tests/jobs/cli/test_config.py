@@ -36,7 +36,7 @@ def test_check_knows_the_size_of_the_original(offline: Run) -> None:
 
 def test_check_of_a_wrong_config_names_file_key_reason_and_nearest_key(offline: Run, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("trainin: {epochs: 3}\nmodel: {latent: none}\n")
+    path.write_text("trainin: {epochs: 3}\nmodel: {latent: lots}\n")
     result = offline("config", "check", str(path))
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith(f"error: {path}: ")
