@@ -23,7 +23,7 @@ from jobs.keeper import Keeper
 from jobs.queue import Bell, Queue, QueueUnavailable
 from jobs.service import Service
 from jobs.settings import Settings
-from jobs.store import Attempt, AttemptState, Cause, Job, JobState, StaleAttempt, Store
+from jobs.store import Attempt, AttemptState, Cause, Job, JobState, NotFound, StaleAttempt, Store
 
 logger = logging.getLogger("textvae.dispatcher")
 
@@ -181,7 +181,7 @@ class Dispatcher:
                 ttl=self._timings.claim_lease,
             )
             for id in claim.unfit:
-                self._note_unfit(self._store.job(id, exact=True), capacity)
+                self._note_unfit(id, capacity)
             if claim.job is None:
                 return launched
             attempt = self._store.open_attempt(claim.job, claim.number, by=BY)
@@ -265,7 +265,11 @@ class Dispatcher:
         except StaleAttempt:
             logger.info("%s had ended by itself", attempt.actor)
 
-    def _note_unfit(self, job: Job, capacity: Capacity) -> None:
+    def _note_unfit(self, id: str, capacity: Capacity) -> None:
+        try:
+            job = self._store.job(id, exact=True)
+        except NotFound:
+            return  # not ours: the next comparison with the store takes it out of the queue
         reason = unfit_reason(job, capacity.total_cpus, capacity.total_gpus)
         if reason and job.state is JobState.QUEUED and self._store.note_unfit(job.id, BY, reason):
             logger.warning("job %s waits: it %s", job.id, reason)

@@ -90,7 +90,7 @@ class AttemptLog:
 
     def __init__(self, path: Path, clock: Callable[[], datetime] = utc_now):
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: IO[str] = path.open("a", encoding="utf-8", buffering=1)
+        self._file: IO[str] = path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
         self._lock = threading.Lock()
         self._clock = clock
 

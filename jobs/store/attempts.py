@@ -141,6 +141,7 @@ class AttemptVerbs(JobVerbs):
         is a bad config or someone has cancelled the job.
         """
         now = self.clock()
+        error = None if error is None else _text(error)
         with self.writing() as connection:
             self._guard(connection, job, number)
             connection.execute(
@@ -351,6 +352,11 @@ def finite(metrics: Mapping[str, float]) -> dict[str, float]:
 def checkpoint_of(row: Any) -> Checkpoint:
     """The value of a row of `_CHECKPOINT`."""
     return Checkpoint(**row._mapping)
+
+
+def _text(text: str) -> str:
+    """The text with what a database refuses spelled out: NUL, bytes of a file's name that are no UTF-8."""
+    return text.replace("\0", r"\x00").encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _finite(value: float | None) -> float | None:

@@ -17,7 +17,7 @@ import pytest
 from jobs import attempt
 from jobs.config import JobConfig
 from jobs.dispatcher import Capacity, Dispatcher, Timings
-from jobs.queue import Queue
+from jobs.queue import Entry, Queue
 from jobs.service import LAUNCH_GRACE, Service
 from jobs.settings import Settings
 from jobs.store import AttemptState, Cause, EventKind, Job, JobState, Store
@@ -196,6 +196,16 @@ def test_a_job_larger_than_the_cluster_is_told_of_once(
     cluster.capacity = Capacity(8, 8, 7, 8)
     dispatcher.step()
     assert running(service.store) == ["large-1", "small-1"]
+
+
+def test_an_entry_of_a_job_that_is_not_recorded_holds_nobody_up(
+    dispatcher: At, service: Service, add_job: AddJob
+):
+    """A Redis of an older day, or of two services, has entries that this store knows nothing of."""
+    add_job("one")
+    dispatcher.dispatcher._service.reconcile_queue()
+    service.queue.push([Entry("stranger", 1, 99, 0, 5, 1)])
+    assert [attempt.job for attempt in dispatcher.dispatcher.launch()] == ["one"]
 
 
 def test_a_cluster_without_cpus_is_not_there_yet(

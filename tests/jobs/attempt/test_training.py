@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from jobs.attempt import Work
+from jobs.attempt import AttemptLog, Work
 from jobs.attempt.parts import short
 from jobs.queue import Queue
 from jobs.settings import Settings
@@ -132,6 +133,12 @@ def test_a_rank_that_says_something_strange_is_an_error(train: Train, store: Sto
 def test_stopping_without_being_asked_is_an_error(train: Train, store: Store):
     train("first", lambda training: "stopped")
     assert "without being asked" in (store.job("first").error or "")
+
+
+def test_a_log_takes_any_character(tmp_path: Path):
+    with AttemptLog(tmp_path / "log") as log:
+        log.write("caf\udce9.csv: no such file")
+    assert (tmp_path / "log").read_text().endswith(r"caf\udce9.csv: no such file" + "\n")
 
 
 def test_errors_are_kept_short():

@@ -93,6 +93,16 @@ def test_a_failure_puts_the_job_back_while_it_has_attempts(
     assert EventKind.REQUEUED in kinds(store, "first")
 
 
+def test_an_error_may_hold_any_character(store: Store, add_job: AddJob):
+    """PostgreSQL takes no NUL, and no database half of a surrogate pair, which stands for a byte of a file's
+    name: an error that names such a file must not hide the end of its attempt."""
+    add_job("first")
+    store.open_attempt("first", 1, by="test")
+    error = "caf\udce9.csv: '\x00' is no label"
+    job = store.finish_attempt("first", 1, AttemptState.FAILED, by="test", cause=Cause.ERROR, error=error)
+    assert job.error == store.attempts("first")[0].error == r"caf\udce9.csv: '\x00' is no label"
+
+
 def test_a_bad_config_is_not_tried_again(store: Store, add_job: AddJob):
     add_job("first")
     store.open_attempt("first", 1, by="test")
