@@ -20,7 +20,7 @@ _JUDGE: dict[str, Any] = {
     "vocabulary": {"kind": "bpe", "size": 2000, "max_length": 512},
     "model": {"latent": 0, "embedding": 96, "decoder_hidden": 192, "dropout": 0.2},
     "objective": {"kind": "elbo", "kl_warmup_epochs": 0},
-    "training": {"epochs": 6, "batch_size": 16, "learning_rate": 0.003, "clip_norm": 5.0},
+    "training": {"epochs": 16, "batch_size": 8, "learning_rate": 0.004, "clip_norm": 5.0},
 }
 _HELD_OUT = 0.05  # training needs validation reviews; these choose the epoch
 
