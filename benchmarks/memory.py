@@ -106,10 +106,9 @@ def _read(scratch: Path, config: Config) -> dict[str, Any]:
 
 def _train(scratch: Path, config: Config, steps: int) -> dict[str, Any]:
     from textvae import heap
-    from textvae.model import expected_memory
     from textvae.train import run
 
-    heap.bound(expected_memory(config))
+    heap.settle(config)
 
     class Few:
         """Hooks that stop after so many steps."""

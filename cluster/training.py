@@ -211,8 +211,6 @@ def _rank(arguments: dict[str, Any]) -> None:
     """What every rank runs, in a process of its own."""
     import torch
 
-    from textvae.model import expected_memory
-
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     attempt = ray.get_actor(arguments["attempt"], namespace=launching.NAMESPACE)
@@ -226,7 +224,7 @@ def _rank(arguments: dict[str, Any]) -> None:
                 "started, one of %d, on node %s (%s)", world_size, node, ray.util.get_node_ip_address()
             )
             config = parse(Config, arguments["config"])
-            heap.bound(expected_memory(config, world_size))
+            heap.settle(config)
             store = Artifacts(arguments["storage"])
             device, group = _device(arguments["gpus"], world_size)
             resume: Path | None = None

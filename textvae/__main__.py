@@ -98,11 +98,10 @@ def _train(config: Config, settings: _Settings, options: argparse.Namespace, out
     import torch
 
     from textvae import checkpoint, heap, train
-    from textvae.model import expected_memory
     from textvae.sources import SourceError
 
     torch.set_num_threads(options.threads or settings.threads)
-    heap.bound(expected_memory(config))
+    heap.settle(config)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     home = Path(os.environ.get("TEXTVAE_HOME", "~/.textvae")).expanduser()
     output.mkdir(parents=True, exist_ok=True)

@@ -1,29 +1,39 @@
-"""What freed memory costs: glibc keeps large freed blocks, and a long training creeps up by gigabytes."""
+"""What freed memory costs: glibc keeps large freed blocks, or gives them back and faults them in anew."""
 
 from __future__ import annotations
 
 import ctypes
 
-# Below this, in bytes of expected tensors, a rank stays small whatever the allocator does.
-WORTH_BOUNDING = 768 * 2**20
+from textvae.config import Config
 
-_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+# Of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4
 _LARGE_BLOCK = 4 * 2**20
+_PAD = 64 * 2**20
+_NEVER = 2**31 - 1
 
 
-def bound(expected: int) -> bool:
-    """Have this process give large freed blocks back to the system at once; whether it does from now on.
+def settle(config: Config) -> bool:
+    """Tell this process's allocator what training of `config` wants of it; whether it listens.
 
-    glibc raises the size from which a block gets pages of its own, as blocks are freed, up to 32 MiB; the
-    activations of a step then share one heap, which fragments and grows from step to step. A fixed size keeps
-    the peak where the first steps put it, for some 15 % of a step's time in page faults. So it is done only
-    where `expected`, the bytes that a rank's tensors take (textvae.model.expected_memory), is large. For the
-    process's owner to call, before training; elsewhere than on glibc nothing happens.
+    By itself glibc raises the size from which a block gets pages of its own, as blocks are freed, up to
+    32 MiB, and faults larger ones in at every step.
+
+    Objective seed: every step has the same shapes, whose activations then share one heap that fragments and
+    grows. Pages of its own for every block of 4 MiB keep the peak where the first steps put it, for some
+    15 % of a step's time.
+
+    Objective elbo: the gradient of a table of n-grams and the blocks of a softmax are large and short-lived.
+    Without pages of their own they are taken from memory that is resident already, at several times the speed
+    (docs/log.md), for a heap that keeps the largest size it ever had.
+
+    For the process's owner to call, before training; elsewhere than on glibc nothing happens.
     """
-    if expected < WORTH_BOUNDING:
-        return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:  # another C library
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK))
+    if config.objective.kind == "seed":
+        return bool(mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK))
+    wanted = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER), (_M_TOP_PAD, _PAD))
+    return all(mallopt(option, value) for option, value in wanted)
