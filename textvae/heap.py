@@ -12,6 +12,8 @@ _LARGE_BLOCK = 4 * 2**20
 _PAD = 64 * 2**20
 _NEVER = 2**31 - 1
 
+_keeps = False
+
 
 def settle(config: Config) -> bool:
     """Tell this process's allocator what training of `config` wants of it; whether it listens.
@@ -24,8 +26,8 @@ def settle(config: Config) -> bool:
     15 % of a step's time.
 
     Objective elbo: the gradient of a table of n-grams and the blocks of a softmax are large and short-lived.
-    Without pages of their own they are taken from memory that is resident already, at several times the speed
-    (docs/log.md), for a heap that keeps the largest size it ever had.
+    Without pages of their own they are taken from memory that is resident already, at twice the speed
+    (docs/log.md), from a heap that fragments and grows; see `trim`.
 
     For the process's owner to call, before training; elsewhere than on glibc nothing happens.
     """
@@ -35,5 +37,16 @@ def settle(config: Config) -> bool:
         return False
     if config.objective.kind == "seed":
         return bool(mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK))
+    global _keeps
     wanted = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER), (_M_TOP_PAD, _PAD))
-    return all(mallopt(option, value) for option, value in wanted)
+    _keeps = all(mallopt(option, value) for option, value in wanted)
+    return _keeps
+
+
+def trim() -> None:
+    """Give the free pages of a heap that keeps them back to the system, at some 0.2 seconds a call.
+
+    For a training loop to call every few dozen steps. Nothing happens unless `settle` had pages kept.
+    """
+    if _keeps:
+        ctypes.CDLL(None).malloc_trim(0)

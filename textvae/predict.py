@@ -42,8 +42,11 @@ class Predictor:
     def load(
         cls, folder: Path | str, device: torch.device | str = "cpu", *, digest: str | None = None
     ) -> Predictor:
-        """The Predictor of a checkpoint's folder; CheckpointError if it is torn, not that of `digest`, or if its
-        weights are those of another config or vocabulary."""
+        """The Predictor of a checkpoint's folder.
+
+        CheckpointError if it is torn, not that of `digest`, or its weights do not fit its config and
+        vocabulary.
+        """
         saved = checkpoint.load(folder, digest=digest, optimizer=False)
         model = TextVAE(saved.config, saved.vocabulary.size)
         try:
