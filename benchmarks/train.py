@@ -1,12 +1,19 @@
-"""Step time of one rank under Ray against the same loop without Ray, in one invocation.
+"""How fast training is, against plain PyTorch and with Ray against without.
 
-    python benchmarks/train.py [--rounds 3] [--epochs 4] [--reviews 2000]
+    python benchmarks/train.py [--parts plain modern data memory ray] [--folder IMDB] [--json]
 
-Trains the model of configs/quickstart.yaml on made-up reviews: textvae.train alone in a process, then an
-attempt on a Ray that is started for this and ended after it, in turns. Within each epoch but the first, a
-warm-up, the time from the first progress to the last is divided by the steps between. Prints the ratio of
-the fastest epochs, which are the least disturbed ones (every epoch has the same work), and that of the
-medians, for the clock and for the CPU time of the process that trains.
+Each part lets its sides take short turns on the same reviews and compares them turn by turn:
+
+plain   the seed's model: our loop in fp32 and in bf16 against a plain PyTorch loop
+modern  the CPU preset's model: our loop against a plain fp32 loop on padded batches in no order
+data    what reading, encoding and batching take of a step
+memory  what the softmax loss adds to the peak of a process at a vocabulary of 50,000
+ray     a step of one rank on Ray against the same step without Ray, one thread each
+
+FOLDER holds train.parquet, unsupervised.parquet and test.parquet of IMDB. Without it, reviews are made up,
+about as long as IMDB's, and `data` looks at snippets. Where there is a GPU, plain, modern and data are
+measured on it as well, together with the GPU preset's model. The figures are real tokens a second: padding
+does not count. Takes some minutes; wants a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -14,264 +21,170 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
-import secrets
-import shutil
-import socket
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-import yaml
+import torch
+from speed import data, loss_memory, on_ray, presets
+from speed.ours import Setting
+from speed.turns import Ratio
 
-from cluster import launching, training
-from textvae.config import without_service
+PARTS = ("plain", "modern", "data", "memory", "ray")
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=3, help="how often each of the two trains")
-    parser.add_argument("--epochs", type=int, default=4, help="epochs of each training; the first warms up")
-    parser.add_argument("--reviews", type=int, default=2000)
-    options = parser.parse_args()
-    if options.epochs < 2:
-        parser.error("--epochs must be at least 2: the first one warms up")
-    folder = Path(tempfile.mkdtemp(prefix="tvbench", dir="/tmp"))  # Ray's sockets need a short path
-    try:
-        measure(folder, options.rounds, options.epochs, options.reviews)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a step of one epoch cost, in milliseconds."""
-
-    wall: float
-    cpu: float
-
-
-def measure(folder: Path, rounds: int, epochs: int, reviews: int) -> None:
-    """Train in turns, and print what came of it."""
-    config = quickstart(folder, epochs, reviews)
-    head, address, token = start_ray(folder)
-    alone: list[Cost] = []
-    on_ray: list[Cost] = []
-    waits: list[float] = []
-    try:
-        connect(address, token, head)
-        for number in range(1, rounds + 1):
-            a = without_ray(folder, number)
-            b, wait = with_ray(folder, config, number)
-            alone += a
-            on_ray += b
-            waits.append(wait)
-            print(f"round {number}: without Ray {shown(a)}, with Ray {shown(b)}", flush=True)
-    finally:
-        launching.disconnect()
-        end(head)
-    print(f"all {len(alone)} epochs of each: without Ray {shown(alone)}, with Ray {shown(on_ray)}")
-    for name in ("wall", "cpu"):
-        for what, of in (("fastest", min), ("median", statistics.median)):
-            with_it, without = (of([getattr(c, name) for c in costs]) for costs in (on_ray, alone))
-            print(f"step with Ray / without, {name}, {what} epoch: {with_it / without:.3f}")
-    print(f"from fit() to the rank's first word: median {statistics.median(waits):.1f} s")
-
-
-def shown(costs: list[Cost]) -> str:
-    """Medians as text."""
-    wall, cpu = (statistics.median(getattr(cost, name) for cost in costs) for name in ("wall", "cpu"))
-    return f"{wall:.1f} ms a step ({cpu:.1f} ms of CPU)"
-
-
-def costs(progress: list[dict[str, Any]]) -> list[Cost]:
-    """The cost of each epoch but the first, from messages with epoch, step, at and cpu (seconds)."""
-    found = []
-    for epoch in sorted({each["epoch"] for each in progress})[1:]:
-        of_epoch = [each for each in progress if each["epoch"] == epoch]
-        first, last = of_epoch[0], of_epoch[-1]
-        steps = last["step"] - first["step"]
-        if steps < 10:
-            raise SystemExit("the epochs are too short to be measured: raise --reviews")
-        wall, cpu = ((last[name] - first[name]) * 1000 / steps for name in ("at", "cpu"))
-        found.append(Cost(wall, cpu))
-    return found
-
-
-def quickstart(folder: Path, epochs: int, count: int) -> dict[str, Any]:
-    """The quickstart's config, on `count` made-up reviews of 5 to 40 words."""
-    preset = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
-    mapping = yaml.safe_load(preset.read_text("utf-8"))
-    draw = random.Random(0)
-    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(8000)]
-    weights = [1 / (rank + 1) for rank in range(len(words))]  # as often as words of a language
-    with (folder / "reviews.jsonl").open("w", encoding="utf-8") as file:
-        for number in range(count):
-            text = " ".join(draw.choices(words, weights, k=draw.randint(5, 40)))
-            file.write(json.dumps({"text": text, "label": number % 2}) + "\n")
-    mapping["data"] = {"source": "files", "train": [str(folder / "reviews.jsonl")]}
-    mapping["training"]["epochs"] = epochs
-    mapping["resources"] = {"ranks": 1, "cpus_per_rank": 1}
-    (folder / "config.yaml").write_text(yaml.safe_dump(mapping))
-    return without_service(mapping).model_dump(mode="json")
-
-
-def without_ray(folder: Path, number: int) -> list[Cost]:
-    """The cost of each epoch but the first, trained in a process without Ray."""
-    program = "import sys, train; train.alone(*sys.argv[1:])"
-    arguments = [str(folder / "config.yaml"), str(folder / "data"), str(folder / f"alone-{number}")]
-    # As many threads as Ray gives a rank of one CPU, so that both compute alike.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
-    answer = subprocess.run(
-        [sys.executable, "-c", program, *arguments], env=environment, check=True, stdout=subprocess.PIPE
-    )
-    return costs(json.loads(answer.stdout))
-
-
-def alone(config: str, data: str, output: str) -> None:
-    """What that process does: train, and print its progress as JSON."""
-    import torch
-
-    from textvae.config import load
-    from textvae.train import Progress, run
-
-    torch.set_num_threads(1)
-    seen: list[dict[str, Any]] = []
-
-    class Hooks:
-        def progress(self, progress: Progress) -> None:
-            now = {"at": time.monotonic(), "cpu": time.process_time()}
-            seen.append({"epoch": progress.epoch, "step": progress.step, **now})
-
-        def stop(self) -> bool:
-            return False
-
-        def checkpoint(self, folder: Path, *_: object) -> None:
-            shutil.rmtree(folder)
-
-        def epoch(self, report: object) -> None:
-            pass
-
-    run(load(config), data_folder=Path(data), scratch=Path(output), hooks=Hooks())
-    print(json.dumps(seen))
-
-
-def with_ray(folder: Path, config: dict[str, Any], number: int) -> tuple[list[Cost], float]:
-    """The same of an attempt with one rank, and the seconds from fit() to the rank's first word."""
-    from train import attempt  # this file, under the name by which the attempt imports it
-
-    said = folder / f"ray-{number}.jsonl"
-    fit = {
-        "config": config,
-        "ranks": 1,
-        "cpus_per_rank": 1,
-        "gpus_per_rank": 0,
-        "data_folder": str(folder / "data"),
-        "storage": str(folder / "storage"),
-        "prefix": f"round-{number}",
-        "resume": None,
-        "ray_storage": str(folder / "ray"),
-        "name": f"round-{number}",
-    }
-    environment = {"PYTHONPATH": str(Path(__file__).parent)}
-    launching.start(f"round-{number}", attempt, {"said": str(said), "fit": fit}, environment=environment)
-    while launching.state(f"round-{number}", timeout=30) != "dead":
-        time.sleep(0.2)
-    messages = [json.loads(line) for line in said.read_text().splitlines()]
-    if messages[-1]["kind"] != "result":
-        raise SystemExit(f"the attempt did not finish: {messages[-1]}")
-    first = next(each["at"] for each in messages if each["kind"] == "log")
-    return costs([each for each in messages if each["kind"] == "progress"]), first
-
-
-def attempt(arguments: dict[str, Any]) -> None:
-    """What the attempt does: train, and write down the messages with the time and the rank's CPU time."""
+    options = _options()
+    torch.set_num_threads(options.threads)
     began = time.monotonic()
-    ranks: list[psutil.Process] = []
 
-    def cpu() -> float:
-        if not ranks:
-            raylet = psutil.Process().parent()
-            ranks.extend(
-                p for p in (raylet.children() if raylet else []) if "RayTrainWorker" in p.cmdline()[0]
-            )
-        used = ranks[0].cpu_times()
-        return used.user + used.system
+    def say(what: str) -> None:
+        print(f"{time.monotonic() - began:6.1f} s  {what}", file=sys.stderr, flush=True)
 
-    with Path(arguments["said"]).open("w", encoding="utf-8") as file:
-
-        def take(message: dict[str, Any]) -> dict[str, Any]:
-            used = cpu() if message["kind"] == "progress" else 0.0
-            file.write(json.dumps({"at": time.monotonic() - began, "cpu": used, **message}) + "\n")
-            file.flush()
-            return {"stop": False}
-
-        result = training.fit(on_message=take, **arguments["fit"])
-        take({"kind": "result", "status": result.status})
+    result: dict[str, Any] = {"machine": _machine(options.threads), "quick": options.quick, "parts": {}}
+    with tempfile.TemporaryDirectory(prefix="textvae-train-") as scratch:
+        here = Path(scratch)
+        setting = Setting(here, options.data or here / "data", options.folder, options.quick)
+        for part in PARTS:  # in this order: the allocator's settings for `modern` would stay with `plain`
+            if part in options.parts:
+                result["parts"][part] = measured = _measure(part, setting, options, say)
+                if not options.json:
+                    print("\n".join(_shown(part, measured)), flush=True)
+    result["seconds"] = time.monotonic() - began
+    if options.json:
+        print(json.dumps(result, indent=1))
+    else:
+        print(f"{result['machine']}, {result['seconds']:.0f} s in all")
 
 
-def start_ray(folder: Path) -> tuple[subprocess.Popen[bytes], str, Path]:
-    """A head with 2 CPUs in a process group of its own, its address and its token."""
-    token = folder / "token"
-    token.write_text(secrets.token_hex(32))
-    token.chmod(0o600)
-    sockets = [socket.socket() for _ in range(6)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    names = (
-        "port",
-        "object-manager-port",
-        "node-manager-port",
-        "ray-client-server-port",
-        "metrics-export-port",
-        "dashboard-port",
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument(
+        "--parts", nargs="+", default=list(PARTS), metavar="PART", help=f"of {', '.join(PARTS)}"
     )
-    with (folder / "ray.log").open("wb") as log:
-        head = subprocess.Popen(
-            [
-                str(Path(sys.executable).parent / "ray"),
-                *("start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2"),
-                *("--node-ip-address=127.0.0.1", "--include-dashboard=false", f"--temp-dir={folder}"),
-                *(f"--{name}={port}" for name, port in zip(names, ports, strict=True)),
-            ],
-            env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
+    parser.add_argument("--folder", type=Path, help="the three Parquet files of IMDB")
+    parser.add_argument("--data", type=Path, help="where prepared reviews are kept (nowhere)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="only this one (all that there are)")
+    parser.add_argument(
+        "--threads", type=int, default=_cores(), help="of PyTorch, for all but ray (all cores)"
+    )
+    parser.add_argument("--rounds", type=int, help="turns of each side in plain and modern (8 and 5)")
+    parser.add_argument("--ray-rounds", type=int, default=40, help="turns of each side in ray (40)")
+    parser.add_argument("--ray-steps", type=int, default=12, help="steps of such a turn (12)")
+    parser.add_argument(
+        "--positions", type=int, nargs="+", default=[2048, 8192, 32768], help="batch * length in memory"
+    )
+    parser.add_argument("--quick", action="store_true", help="tiny models: shows that it works, no figures")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args()
+    # Separated by commas or by blanks.
+    options.parts = [part for given in options.parts for part in given.split(",") if part]
+    unknown = sorted(set(options.parts) - set(PARTS))
+    if unknown:
+        parser.error(f"--parts: {', '.join(unknown)}: must be of {', '.join(PARTS)}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch finds no GPU here")
+    if options.rounds is not None and options.rounds < 2:
+        parser.error("--rounds must be at least 2")
+    return options
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _machine(threads: int) -> str:
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
+    return f"PyTorch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {threads} threads{gpu}"
+
+
+def _measure(part: str, setting: Setting, options: argparse.Namespace, say: Any) -> dict[str, Any]:
+    if part == "memory":
+        counts = [64, 256] if setting.quick else options.positions
+        return loss_memory.table(counts, say)
+    if part == "ray":
+        rounds, steps = (4, 3) if setting.quick else (options.ray_rounds, options.ray_steps)
+        return on_ray.compare(rounds, steps, say)
+    found = [torch.device("cpu")] + [torch.device("cuda")] * torch.cuda.is_available()
+    measured: dict[str, Any] = {}
+    for device in found:
+        if options.device not in (None, device.type):
+            continue
+        if part == "plain":
+            measured[device.type] = presets.seed(setting, device, options.rounds or 8, say)
+        elif part == "modern":
+            measured[device.type] = presets.modern(setting, device, options.rounds or 5, say)
+            if device.type == "cuda":
+                measured["cuda, GPU preset"] = presets.large(setting, device, options.rounds or 5, say)
+        else:
+            measured[device.type] = data.share(setting, device, 2, say)
+    return measured
+
+
+def _shown(part: str, measured: dict[str, Any]) -> list[str]:
+    """A part's figures as lines."""
+    if part == "memory":
+        return _memory_shown(measured)
+    if part == "ray":
+        lines = ["", f"ray: turns of {measured['steps a turn']} steps; wanted: {measured['wanted']}"]
+        for name, side in measured["sides"].items():
+            lines.append(f"  {name:12}" + "".join(f"  {what} {ms:.1f}" for what, ms in side.items()))
+        for kind, each in measured["ratios"].items():
+            lines.append(f"  on Ray / without, {kind}: {each['decided']}; {_ratio_shown(each)}")
+        return lines
+    lines = []
+    for device, result in measured.items():
+        lines += ["", f"{part} on {device}"]
+        lines += _data_shown(result) if part == "data" else _sides_shown(result)
+    return lines
+
+
+def _sides_shown(result: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, side in result["sides"].items():
+        extra = ""
+        if "matrix GFLOP/s" in side:
+            kernels = ", ".join(side["LSTM kernels"]) or "no LSTM"
+            share = side["share of a large product"]
+            extra = (
+                f"  {side['matrix GFLOP/s']:,.0f} GFLOP/s in matrix products, "
+                f"{share:.0%} of a large one; {kernels}"
+            )
+        lines.append(
+            f"  {name:40} {side['real tokens/s, median']:10,.0f} real tokens/s"
+            f" (best {side['real tokens/s, best turn']:,.0f}), "
+            f"{side['ms a step, median']:,.0f} ms a step{extra}"
         )
-    return head, f"127.0.0.1:{ports[0]}", token
+    for name, each in result["ratios"].items():
+        wanted = f"; wanted: {each['wanted']}" if each["wanted"] else ""
+        lines.append(f"  {name} / {result['reference']}: {_ratio_shown(each)}{wanted}")
+    lines += [f"  {name}: {value:.1%}" for name, value in result.items() if name.startswith("padding")]
+    return lines
 
 
-def connect(address: str, token: Path, head: subprocess.Popen[bytes]) -> None:
-    """Become a driver of the head as soon as it answers."""
-    deadline = time.monotonic() + 90
-    while True:
-        try:
-            return launching.connect(address, token_path=token)
-        except launching.ClusterError:
-            if head.poll() is not None or time.monotonic() > deadline:
-                raise
-            time.sleep(0.5)
+def _ratio_shown(each: dict[str, Any]) -> str:
+    return Ratio(**{name: each[name] for name in Ratio.__dataclass_fields__}).shown()
 
 
-def end(head: subprocess.Popen[bytes]) -> None:
-    """End the head and everything that it started."""
-    family = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
-    head.terminate()
-    _, alive = psutil.wait_procs(family, timeout=3)
-    for each in alive:
-        each.kill()
-    head.wait()
+def _data_shown(result: dict[str, Any]) -> list[str]:
+    return [
+        f"  {preset:10} {row['of a step']:.1%} of a step (of its CPU time {row['of a step, CPU time']:.1%}), "
+        f"{row['microseconds a real token']:.2f} us a real token; {row['reviews']:,} reviews, "
+        f"padding {row['padding']:.1%}; wanted: {result['wanted']}"
+        for preset, row in result["presets"].items()
+    ]
+
+
+def _memory_shown(measured: dict[str, Any]) -> list[str]:
+    lines = ["", f"memory: vocabulary {measured['vocabulary']:,}, width {measured['width']}, float32; MB"]
+    lines.append(f"  {'positions':>10} {'ours':>8} {'plain':>8} {'one copy of the logits':>24}")
+    for row in measured["rows"]:
+        plain = "too much" if row["plain"] is None else f"{row['plain']:,.0f}"
+        lines.append(f"  {row['positions']:10,} {row['ours']:8,.0f} {plain:>8} {row['logits MB']:24,.0f}")
+    return lines
 
 
 if __name__ == "__main__":
