@@ -107,8 +107,10 @@ class Vocabulary(Section):
         8000, ge=5, description="token ids, the four special ones included (Keras calls it num_words)"
     )
     max_length: int = Field(300, ge=2, description="tokens kept of a review")
-    truncation: Literal["pre", "post"] = Field(
-        "post", description="where a longer review is cut: pre drops its beginning, post its end"
+    truncation: Literal["pre", "post", "middle"] = Field(
+        "post",
+        description="where a longer review is cut: pre drops its beginning, post its end, middle keeps a "
+        "quarter of max_length from its beginning and three from its end",
     )
 
     @model_validator(mode="after")
@@ -187,6 +189,19 @@ class ElboObjective(Section):
     kind: Literal["elbo"] = "elbo"
     kl_weight: float = Field(1.0, ge=0, description="weight of the KL term after the warm-up")
     kl_warmup_epochs: float = Field(2.0, ge=0, description="epochs over which that weight grows from 0")
+    kl_cycle_epochs: float | None = Field(
+        None, gt=0, description="epochs after which the warm-up begins again; none: it happens once"
+    )
+    pretraining: Literal["autoencoder", "language_model"] = Field(
+        "language_model",
+        description="what the first pretraining_epochs train: reconstruction alone, with z or without",
+    )
+    pretraining_epochs: int = Field(
+        0,
+        ge=0,
+        description="epochs before KL term and sentiment count; the warm-up begins after them",
+    )
+    reset_decoder: bool = Field(False, description="draw the decoder's weights anew after pretraining")
     word_dropout: float = Field(
         0.0, ge=0, lt=1, description="share of the decoder's previous tokens replaced by out-of-vocabulary"
     )
@@ -204,6 +219,9 @@ class ElboObjective(Section):
     )
     sentiment_weight: float = Field(
         1.0, ge=0, description="weight of the sentiment loss of a labelled review"
+    )
+    entropy_weight: float = Field(
+        0.0, ge=0, description="weight of the entropy of the sentiment of a review without a label"
     )
 
 
@@ -251,6 +269,9 @@ class Config(Section):
         if seed != (model.decoder == "repeat"):
             wanted = "repeat" if seed else "autoregressive or mingru"
             raise ValueError(f"model.decoder must be {wanted} with objective {self.objective.kind}")
+        objective = self.objective
+        if objective.kind == "elbo" and objective.pretraining_epochs >= self.training.epochs:
+            raise ValueError("objective.pretraining_epochs must be below training.epochs")
         if seed and self.vocabulary.kind != "words":
             raise ValueError("vocabulary.kind must be words with objective seed")
         if seed and (model.encoder != "lstm" or model.latent == 0 or model.tied):

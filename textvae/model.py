@@ -91,17 +91,19 @@ class TextVAE(nn.Module):
         batch: Batch,
         *,
         kl_weight: float = 1.0,
+        pretraining: bool = False,
         generator: torch.Generator | None = None,
         over_ranks: Callable[[Tensor], Tensor] | None = None,
     ) -> Losses:
         """Encode, sample, decode, score: all of a step but the division, in one call, as DDP's hooks want it.
 
         z is sampled in validation too, as the original did. Words are dropped, tokens left unscored and bits
-        given for free only in training. `over_ranks` sums a tensor over all ranks of the step. A batch
+        given for free only in training. While `pretraining`, the reconstruction is all that counts, of the
+        decoder alone if the objective says so. `over_ranks` sums a tensor over all ranks of the step. A batch
         without reviews (a rank may have none at an epoch's end) gives zeros that still reach every parameter.
         """
         if self.autoregressive:
-            return self._elbo(batch, kl_weight, generator, over_ranks)
+            return self._elbo(batch, kl_weight, pretraining, generator, over_ranks)
         return self._seed(batch, kl_weight, generator)
 
     def _seed(self, batch: Batch, kl_weight: float, generator: torch.Generator | None) -> Losses:
@@ -142,6 +144,7 @@ class TextVAE(nn.Module):
         self,
         batch: Batch,
         kl_weight: float,
+        pretraining: bool,
         generator: torch.Generator | None,
         over_ranks: Callable[[Tensor], Tensor] | None,
     ) -> Losses:
@@ -157,6 +160,8 @@ class TextVAE(nn.Module):
         labels = batch.labels if self.encoder else torch.full_like(batch.labels, -1)  # (batch,)
         mean, log_var = self.encode(tokens, batch.lengths)
         z = self.sample_posterior(mean, log_var, generator)
+        if pretraining and settings.pretraining == "language_model":
+            z = z * 0.0  # of no influence, but every parameter has a gradient: DDP waits for it
         hidden = self._hidden(z, self._previous(tokens, generator))  # (batch, length, hidden)
         real = tokens != PAD
         share = settings.scored_share if self.training else 1.0
@@ -169,12 +174,14 @@ class TextVAE(nn.Module):
         charged = objective.over_free_bits(kl_terms, free_bits, batch.total, over_ranks)
         logits = self.sentiment_logits(mean)
         sentiment = objective.sentiment(logits, labels).sum()
+        uncertainty = objective.entropy(logits, labels).sum()
+        told = settings.sentiment_weight * sentiment + settings.entropy_weight * uncertainty
         # Past its END a review is over: its padding counts as right if the END was foreseen.
         correct = torch.zeros_like(real).masked_scatter(real, hits)  # (batch, length)
         ended = correct.gather(1, batch.lengths[:, None] - 1)[:, 0]  # (batch,)
         padding = self.frame_length - batch.lengths  # (batch,)
         return Losses(
-            loss=reconstruction + kl_weight * charged + settings.sentiment_weight * sentiment,
+            loss=reconstruction + kl_weight * charged + (0.0 if pretraining else 1.0) * told,
             reconstruction=reconstruction.detach(),
             kl=kl_terms.detach().sum(),
             sentiment=sentiment.detach(),

@@ -28,7 +28,7 @@ class Losses:
     A review without a label has no sentiment loss, but counts among the reviews.
     """
 
-    loss: Tensor  # reconstruction + kl_weight * kl (over its free bits) + sentiment_weight * sentiment
+    loss: Tensor  # reconstruction + weights * (kl over its free bits, sentiment, entropy)
     reconstruction: Tensor  # nats
     kl: Tensor  # nats
     sentiment: Tensor  # nats, over the labelled reviews
@@ -111,14 +111,45 @@ def sentiment(logits: Tensor, labels: Tensor) -> Tensor:
     return losses * (labels >= 0)
 
 
+def entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Entropy, in nats, of the sentiment of reviews without a label; 0 for others: (batch,), of two (batch,).
+
+    Grandvalet & Bengio, "Semi-supervised Learning by Entropy Minimization" (2004).
+    """
+    logits = logits.float()
+    p = logits.sigmoid()
+    # H = -p log p - (1 - p) log(1 - p), and log p - log(1 - p) is the log-odds.
+    return (F.softplus(logits) - p * logits) * (labels < 0)
+
+
+def pretraining(config: Config, epoch: int) -> bool:
+    """Whether `epoch`, counted from 0, is one of those before the KL term and the sentiment count."""
+    return config.objective.kind == "elbo" and epoch < config.objective.pretraining_epochs
+
+
+def reset_decoder(config: Config, epoch: int) -> bool:
+    """Whether the decoder begins `epoch`, counted from 0, with new weights."""
+    objective = config.objective
+    return objective.kind == "elbo" and objective.reset_decoder and epoch == objective.pretraining_epochs > 0
+
+
 def kl_weight(config: Config, epoch: float) -> float:
-    """The KL term's weight at `epoch`, counted from 0 in fractions: it grows from 0 over the warm-up."""
+    """The KL term's weight at `epoch`, counted from 0 in fractions: it grows from 0 over the warm-up.
+
+    The warm-up begins after the pretraining (Bowman et al. 2016), and again in each cycle (Fu et al.,
+    "Cyclical Annealing Schedule", NAACL 2019).
+    """
     objective = config.objective
     if objective.kind == "seed":
         return 1.0
-    if objective.kl_warmup_epochs == 0:
+    epoch -= objective.pretraining_epochs
+    if epoch < 0:
+        return 0.0
+    if objective.kl_warmup_epochs == 0 or math.isinf(epoch):
         return objective.kl_weight
-    return objective.kl_weight * min(1.0, max(0.0, epoch) / objective.kl_warmup_epochs)
+    if objective.kl_cycle_epochs is not None:
+        epoch %= objective.kl_cycle_epochs
+    return objective.kl_weight * min(1.0, epoch / objective.kl_warmup_epochs)
 
 
 def learning_rate(config: Config, epoch: float) -> float:

@@ -232,6 +232,8 @@ class _Loop:
         self.sums = {}
         began = self.clock()
         pace = _Pace(self, began)
+        if first == 0 and objective.reset_decoder(self.config, epoch):
+            self._reset_decoder()
         self.model.train()
         for batch in self.train_batches.epoch(epoch, start=first):
             loss = self._step(batch, meter)
@@ -280,6 +282,7 @@ class _Loop:
             losses = self.forward(
                 batch.to(self.ranks.device),
                 kl_weight=objective.kl_weight(self.config, passed),
+                pretraining=objective.pretraining(self.config, self.position.epoch),
                 over_ranks=self.ranks.sum,
             )
         self.optimizer.zero_grad(set_to_none=True)
@@ -293,6 +296,21 @@ class _Loop:
         self.optimizer.step()
         meter.update(losses)
         return losses.loss.detach() / max(len(batch), 1)
+
+    def _reset_decoder(self) -> None:
+        """Give the decoder new weights, and forget their moments.
+
+        Li et al., "A Surprisingly Effective Fix for Deep Latent Variable Modeling of Text" (EMNLP 2019): an
+        encoder that has learned to tell reviews apart, and a decoder that has yet to learn to do without it.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(key_of(self.config.seed, "decoder anew"))
+            fresh = TextVAE(self.config, self.vocabulary.size)
+        for ours, new in ((self.model.decoder, fresh.decoder), (self.model.output, fresh.output)):
+            for parameter, value in zip(ours.parameters(), new.parameters(), strict=True):
+                with torch.no_grad():
+                    parameter.copy_(value)
+                self.optimizer.state.pop(parameter, None)
 
     def _stopped(self) -> bool:
         if self.position.step % self.poll_every:

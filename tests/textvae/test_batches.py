@@ -237,7 +237,10 @@ def test_framing_of_the_seed(truncate: str, rows: list[list[int]]) -> None:
     assert collate([[10]], framing(config))[0].shape == (1, 8)
 
 
-@pytest.mark.parametrize(("truncate", "kept"), [("post", [10, 11, 12, 13]), ("pre", [12, 13, 14, 15])])
+@pytest.mark.parametrize(
+    ("truncate", "kept"),
+    [("post", [10, 11, 12, 13]), ("pre", [12, 13, 14, 15]), ("middle", [10, 13, 14, 15])],
+)
 def test_framing_of_the_elbo(truncate: str, kept: list[int]) -> None:
     config = Config.model_validate({"vocabulary": {"max_length": 4, "truncation": truncate}})
     tokens, lengths = collate([[10, 11], [*range(10, 16)], []], framing(config))

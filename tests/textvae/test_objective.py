@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -206,6 +207,43 @@ def test_a_shard_without_labels_still_gives_every_parameter_a_gradient() -> None
     empty.loss.backward()
     assert all(p.grad is not None and p.grad.abs().sum() == 0 for p in model.parameters())
     assert empty.means.shape == (0, 4)
+
+
+def test_the_kl_weight_waits_for_pretraining_and_may_come_in_cycles() -> None:
+    section = {"kind": "elbo", "kl_weight": 2.0, "kl_warmup_epochs": 1.0, "pretraining_epochs": 3}
+    waiting = parse(Config, {"objective": section})
+    weights = [objective.kl_weight(waiting, epoch) for epoch in (0.0, 2.9, 3.0, 3.25, 4.0, 9.0, math.inf)]
+    assert weights == pytest.approx([0.0, 0.0, 0.0, 0.5, 2.0, 2.0, 2.0])
+    assert [objective.pretraining(waiting, epoch) for epoch in (0, 2, 3)] == [True, True, False]
+    cyclic = parse(Config, {"objective": {**section, "pretraining_epochs": 0, "kl_cycle_epochs": 2.0}})
+    weights = [objective.kl_weight(cyclic, epoch) for epoch in (0.0, 0.5, 1.5, 2.0, 2.5, 3.9, math.inf)]
+    assert weights == pytest.approx([0.0, 1.0, 2.0, 0.0, 1.0, 2.0, 2.0])
+
+
+def test_the_entropy_is_that_of_unlabelled_reviews_alone() -> None:
+    logits = torch.tensor([0.0, 2.0, -3.0, 1.0], dtype=torch.float64)
+    got = objective.entropy(logits, torch.tensor([-1, -1, -1, 1]))
+    p = logits.double().sigmoid().numpy()
+    expected = -(p * np.log(p) + (1 - p) * np.log(1 - p))
+    assert got.tolist() == pytest.approx([*expected[:3], 0.0], rel=1e-5)
+
+
+@pytest.mark.parametrize("what", ["language_model", "autoencoder"])
+def test_pretraining_counts_the_reconstruction_alone(what: str) -> None:
+    torch.manual_seed(0)
+    settings = config(pretraining=what, sentiment_weight=9.0, entropy_weight=9.0)
+    model = TextVAE(settings).eval()
+    batch = elbo_batch()
+    losses = model(batch, kl_weight=0.0, pretraining=True)
+    assert float(losses.loss.detach()) == pytest.approx(float(losses.reconstruction))
+    losses.loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    assert all(gradient is not None for gradient in gradients.values())
+    moved = bool(gradients["encoder.weight_ih_l0"].abs().sum() > 0)
+    assert moved == (what == "autoencoder")
+    if what == "language_model":
+        without = -model.log_likelihood(torch.zeros(4, 4), batch.tokens).sum()
+        assert float(losses.reconstruction) == pytest.approx(float(without.detach()), rel=1e-5)
 
 
 def test_free_bits_charge_what_a_dimension_costs_beyond_them_on_average() -> None:

@@ -193,6 +193,23 @@ def test_the_modern_parts_resume_to_the_same_weights_too(folder, tmp_path):
     assert rate == pytest.approx(0.01 / (2 * STEPS))  # of the last step, before it would be nothing
 
 
+def test_pretraining_and_a_new_decoder_resume_to_the_same_weights_too(folder, tmp_path):
+    settings = {"pretraining": "autoencoder", "pretraining_epochs": 1, "reset_decoder": True}
+    config = elbo(folder, objective=settings, training={"epochs": 2})
+    whole = Hooks()
+    outcome = run(config, folder, tmp_path / "whole", whole)
+    for stop_after in (STEPS, STEPS + 1):  # before the decoder is drawn anew, and behind it
+        stopped, resumed = Hooks(stop_after=stop_after), Hooks()
+        run(config, folder, tmp_path / f"stopped-{stop_after}", stopped)
+        at, digest, *_ = stopped.checkpoints[-1]
+        run(config, folder, tmp_path / f"resumed-{stop_after}", resumed, resume=at, digest=digest)
+        assert same_checkpoint(whole.checkpoints[-1][0], resumed.checkpoints[-1][0])
+    kept = elbo(folder, objective={**settings, "reset_decoder": False}, training={"epochs": 2})
+    other = run(kept, folder, tmp_path / "kept", Hooks())
+    assert other.reports[0].train == outcome.reports[0].train
+    assert other.reports[1].train["reconstruction"] < outcome.reports[1].train["reconstruction"]
+
+
 def test_a_language_model_is_trained_by_the_same_loop(folder, tmp_path):
     config = elbo(folder, model={"latent": "none", "decoder": "mingru"})
     outcome = run(config, folder, tmp_path, Hooks())
