@@ -171,7 +171,7 @@ def _ratio_shown(each: dict[str, Any]) -> str:
 
 def _data_shown(result: dict[str, Any]) -> list[str]:
     return [
-        f"  {preset:10} {row['of a step']:.1%} of a step (of its CPU time {row['of a step, CPU time']:.1%}), "
+        f"  {preset:10} {row['of a step']:.2%} of a step (of its CPU time {row['of a step, CPU time']:.2%}), "
         f"{row['microseconds a real token']:.2f} us a real token; {row['reviews']:,} reviews, "
         f"padding {row['padding']:.1%}; wanted: {result['wanted']}"
         for preset, row in result["presets"].items()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import socket
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -183,6 +186,35 @@ def test_three_per_cent_are_decided_by_the_interval(speed: Any) -> None:
     assert speed.on_ray.decided(1.04, 1.05) == "more than 3 %"
 
 
+def test_at_the_gate_each_takes_its_steps_while_the_other_waits(speed: Any, tmp_path: Path) -> None:
+    on_ray = speed.on_ray
+    order: list[str] = []
+
+    class Hooks:
+        def stop(self) -> bool:
+            return False
+
+    def train(name: str) -> None:
+        gate = on_ray.Gate(Hooks(), str(tmp_path / "gate"), name)
+        while not gate.stop():
+            order.append(name)
+
+    with socket.socket(socket.AF_UNIX) as listening, ThreadPoolExecutor(2) as pool:
+        listening.bind(str(tmp_path / "gate"))
+        listening.listen()
+        listening.settimeout(30)
+        trained = [pool.submit(train, name) for name in (on_ray.ALONE, on_ray.ON_RAY)]
+        costs = on_ray.alternate(listening, 3, 5, lambda _: None)
+        for each in trained:
+            each.result(timeout=30)
+    turns = [(name, len(list(steps))) for name, steps in groupby(order)]
+    # Neighbouring rounds begin with the one that the last one ended with; the first two warm up.
+    a, b = on_ray.ON_RAY, on_ray.ALONE
+    assert turns == [(a, 5), (b, 10), (a, 10), (b, 10), (a, 10), (b, 5)]
+    assert {name: len(each) for name, each in costs.items()} == {a: 3, b: 3}
+    assert all(cost.wall > 0 for each in costs.values() for cost in each)
+
+
 def test_matrix_flops_are_those_of_the_modules(speed: Any, setting: Any) -> None:
     config = setting.config("seed")
     sizes, positions = config.model, 3 * 24
@@ -224,6 +256,19 @@ def test_the_program_measures_the_models_and_prints_json() -> None:
     assert {"ours, bf16", "plain, fp32"} < set(modern["sides"])
     assert modern["ratios"]["ours, bf16"]["pairs"] == 5
     assert result["parts"]["plain"]["cpu"]["sides"]["ours, fp32"]["LSTM kernels"]
+
+
+@pytest.mark.ray
+def test_the_program_compares_a_rank_on_ray_with_one_without() -> None:
+    answer = subprocess.run(
+        [sys.executable, "train.py", "--quick", "--json", "--parts", "ray"],
+        cwd=BENCHMARKS,
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    result = json.loads(answer.stdout)["parts"]["ray"]
+    assert result["ratios"]["wall"]["pairs"] == 4
+    assert 0.2 < result["ratios"]["cpu"]["paired"] < 5  # the same steps
 
 
 def test_a_part_that_there_is_not_is_an_error() -> None:

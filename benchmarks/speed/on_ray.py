@@ -115,7 +115,7 @@ def _measure(folder: Path, rounds: int, steps: int, say: Say) -> dict[str, list[
         arguments = {"fit": fit, "said": str(said)}
         launching.start("measured", attempt, arguments, environment={**environment, _NAME: ON_RAY})
         try:
-            costs = _alternate(gate, rounds, steps, say)
+            costs = alternate(gate, rounds, steps, say)
             alone.wait(_PATIENCE)
             while launching.state("measured", timeout=30) != "dead":
                 time.sleep(0.2)
@@ -128,7 +128,7 @@ def _measure(folder: Path, rounds: int, steps: int, say: Say) -> dict[str, list[
         return costs
 
 
-def _alternate(gate: socket.socket, rounds: int, steps: int, say: Say) -> dict[str, list[Cost]]:
+def alternate(gate: socket.socket, rounds: int, steps: int, say: Say) -> dict[str, list[Cost]]:
     """Let the two through in turns, A B B A, and then tell them to stop."""
     with contextlib.ExitStack() as ends:
         doors: dict[str, TextIO] = {}
@@ -165,12 +165,12 @@ def _hear(door: TextIO) -> Any:
 class Gate:
     """Wraps the hooks of textvae.train.run: after so many steps it says what they cost, and waits."""
 
-    def __init__(self, hooks: Any):
+    def __init__(self, hooks: Any, address: str, name: str):
         self.hooks = hooks
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(os.environ[_GATE])
-        self.door = connection.makefile("rw", encoding="utf-8")
-        _tell(self.door, os.environ[_NAME])
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(address)
+            self.door = connection.makefile("rw", encoding="utf-8")
+        _tell(self.door, name)
         self.steps = self.left = 0
         self.wall = self.cpu = 0.0
         self.stopping = False
@@ -184,7 +184,9 @@ class Gate:
                 wall, cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
                 _tell(self.door, (wall / self.steps, cpu / self.steps))
             self.steps = self.left = _hear(self.door)
-            self.stopping = self.steps == 0
+            if self.steps == 0:
+                self.stopping = True
+                self.door.close()
             self.wall, self.cpu = time.perf_counter(), time.process_time()
         return answer or self.stopping
 
@@ -196,7 +198,7 @@ def gated(run: Callable[..., Any]) -> Callable[..., Any]:
     """textvae.train.run with a gate in its hooks."""
 
     def through_the_gate(*arguments: Any, hooks: Any, **options: Any) -> Any:
-        return run(*arguments, hooks=Gate(hooks), **options)
+        return run(*arguments, hooks=Gate(hooks, os.environ[_GATE], os.environ[_NAME]), **options)
 
     return through_the_gate
 

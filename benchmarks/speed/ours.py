@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textvae import train
+from textvae import heap, train
 from textvae.batches import Batch, _pad, framing
 from textvae.checkpoint import Position
 from textvae.config import Config, apply_override, read_yaml, without_service
@@ -138,10 +138,12 @@ class Ours:
         return self.loop.vocabulary.size
 
     def step(self, batch: Batch) -> Tensor:
-        """One optimizer step; the loss."""
+        """One optimizer step, with what training does between two; the loss."""
         loss = self.loop._step(batch, self.meter)
         at = self.loop.position
         self.loop.position = Position(at.epoch, at.step + 1, at.batch + 1)
+        if self.loop.position.step % train.TRIM_EVERY == 0:  # as the loop does between steps
+            heap.trim()
         return loss
 
     def wait(self) -> None:

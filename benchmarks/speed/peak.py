@@ -54,7 +54,7 @@ def measured(device: torch.device, precision: str) -> float:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.rand(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
-    for _ in range(6):
+    for _ in range(10):
         _wait(device)
         began = time.perf_counter()
         torch.mm(a, b)
