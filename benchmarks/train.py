@@ -44,10 +44,16 @@ def main() -> None:
     def say(what: str) -> None:
         print(f"{time.monotonic() - began:6.1f} s  {what}", file=sys.stderr, flush=True)
 
-    result: dict[str, Any] = {"machine": _machine(options.threads), "quick": options.quick, "parts": {}}
+    result: dict[str, Any] = {
+        "machine": _machine(options.threads),
+        "heap": options.heap,
+        "quick": options.quick,
+        "parts": {},
+    }
     with tempfile.TemporaryDirectory(prefix="textvae-train-") as scratch:
         here = Path(scratch)
-        setting = Setting(here, options.data or here / "data", options.folder, options.quick)
+        kept, settled = options.data or here / "data", options.heap == "settled"
+        setting = Setting(here, kept, options.folder, options.quick, settled)
         for part in PARTS:  # in this order: the allocator's settings for `modern` would stay with `plain`
             if part in options.parts:
                 result["parts"][part] = measured = _measure(part, setting, options, say)
@@ -57,7 +63,7 @@ def main() -> None:
     if options.json:
         print(json.dumps(result, indent=1))
     else:
-        print(f"{result['machine']}, {result['seconds']:.0f} s in all")
+        print(f"{result['machine']}, heap {options.heap}, {result['seconds']:.0f} s in all")
 
 
 def _options() -> argparse.Namespace:
@@ -76,6 +82,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--ray-steps", type=int, default=12, help="steps of such a turn (12)")
     parser.add_argument(
         "--positions", type=int, nargs="+", default=[2048, 8192, 32768], help="batch * length in memory"
+    )
+    parser.add_argument(
+        "--heap",
+        choices=("settled", "default"),
+        default="settled",
+        help="the allocator of all sides in plain, modern and data: as training sets it, or left alone",
     )
     parser.add_argument("--quick", action="store_true", help="tiny models: shows that it works, no figures")
     parser.add_argument("--json", action="store_true", help="print JSON")

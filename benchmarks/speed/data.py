@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from speed.ours import Ours, Say, Setting, portions
-from textvae import heap
 from textvae.batches import Batches, framing
 from textvae.sources import prepare
 
@@ -32,7 +31,7 @@ def share(setting: Setting, device: torch.device, rounds: int, say: Say) -> dict
 
 def _share(setting: Setting, preset: str, device: torch.device, rounds: int) -> dict[str, Any]:
     config = setting.config(preset, real=True)
-    heap.settle(config)
+    setting.settle(config)
     ours = Ours(config, setting, device)
     everything = setting.config(preset, everything=True, real=True)
     corpus = prepare(everything.data, setting.data, seed=config.seed)

@@ -6,7 +6,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,12 @@ class Setting:
     data: Path  # where prepared reviews are kept
     folder: Path | None  # IMDB as Parquet files; without it the reviews are made up
     quick: bool  # tiny models and few turns: shows that it works, measures nothing
-    overrides: tuple[str, ...] = field(default=())
+    settled: bool = True  # the allocator is set as training sets it, for all sides; else left alone
+
+    def settle(self, config: Config) -> None:
+        """Set this process's allocator for what follows."""
+        if self.settled:
+            heap.settle(config)
 
     def config(self, preset: str, *changes: str, everything: bool = False, real: bool = False) -> Config:
         """A preset on this setting's reviews, with KEY=VALUE changes.

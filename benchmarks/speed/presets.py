@@ -11,7 +11,6 @@ import torch
 from speed import peak, plain
 from speed.ours import Ours, Say, Setting, portions, unsorted
 from speed.turns import Portion, Side, Turn, ratio, take_turns
-from textvae import heap
 
 
 def seed(setting: Setting, device: torch.device, rounds: int, say: Say) -> dict[str, Any]:
@@ -23,7 +22,7 @@ def seed(setting: Setting, device: torch.device, rounds: int, say: Say) -> dict[
     say(f"seed shapes on {device}")
     fp32 = setting.config("seed", "training.precision=fp32")
     bf16 = setting.config("seed", "training.precision=bf16")
-    heap.settle(fp32)
+    setting.settle(fp32)
     ours, ours_bf16 = Ours(fp32, setting, device), Ours(bf16, setting, device)
     size = 1 if device.type == "cpu" else 10  # steps a turn
     batches = ours.window(rounds * size)
@@ -47,7 +46,7 @@ def modern(setting: Setting, device: torch.device, rounds: int, say: Say) -> dic
     """
     say(f"modern shapes on {device}")
     whole = setting.config("imdb-cpu", "objective.scored_share=1.0")
-    heap.settle(whole)
+    setting.settle(whole)
     ours, preset = Ours(whole, setting, device), Ours(setting.config("imdb-cpu"), setting, device)
     size = 4 if device.type == "cpu" else 10
     bucketed = portions(ours.window(50), rounds, size)
