@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from textvae import decoders, encoders, keras, objective
 from textvae.config import Config
 from textvae.decoders import LSTMDecoder, MinGRUDecoder
+from textvae.heap import LOGITS_AT_ONCE
 from textvae.objective import Losses
 from textvae.recurrent import LSTM
 from textvae.softmax import BLOCK_LOGITS, linear_cross_entropy
@@ -29,10 +30,6 @@ from textvae.vocabulary import END, OOV, PAD, START
 
 if TYPE_CHECKING:
     from textvae.batches import Batch
-
-# The seed's logits computed at once, in numbers; more positions than that are done chunk by chunk, and again
-# in the backward pass: a long batch of a large vocabulary would otherwise fill the memory with logits alone.
-LOGITS_AT_ONCE = 2**23
 
 
 class TextVAE(nn.Module):

@@ -8,8 +8,10 @@ PROGRAM = """
 import ctypes, resource, sys
 from textvae import heap
 from textvae.config import Config, parse
+SEED = {"objective": "seed", "model": {"decoder": "repeat"}, "training": {"batch_size": 10}}
 settings = {
-    "seed": {"objective": "seed", "model": {"decoder": "repeat"}, "vocabulary": {"kind": "words"}},
+    "seed": {**SEED, "vocabulary": {"kind": "words", "size": 1000}},
+    "seed, many words": {**SEED, "vocabulary": {"kind": "words", "size": 20000}},
     "elbo": {},
 }
 if sys.argv[1] != "as it is":
@@ -56,7 +58,13 @@ def test_the_seeds_heap_gives_large_blocks_back():
     assert measured("as it is")[0] > 400, (
         "glibc no longer keeps large freed blocks: this is not needed any more"
     )
-    assert measured("seed")[0] < 100
+    assert measured("seed, many words")[0] < 100
+
+
+def test_the_seeds_heap_keeps_its_blocks_while_logits_are_few():
+    resident, faults, _ = measured("seed")
+    assert resident > 400
+    assert faults <= 60 * 256 + 100
 
 
 def test_the_other_heap_faults_a_large_block_in_once():
