@@ -153,6 +153,12 @@ class Model(Section):
         description="dimensions of the latent vector; none (or 0) leaves out encoder, latent and sentiment: "
         "the decoder alone, a language model",
     )
+    mean_scale: float | None = Field(
+        None,
+        gt=0,
+        description="standard deviation over reviews that a batch norm gives each latent mean, so that the "
+        "latent cannot collapse; none: no such norm",
+    )
     noise_std: float = Field(
         1.0, gt=0, description="standard deviation of eps in z = mean + exp(log_var / 2) * eps"
     )
@@ -274,8 +280,10 @@ class Config(Section):
             raise ValueError("objective.pretraining_epochs must be below training.epochs")
         if seed and self.vocabulary.kind != "words":
             raise ValueError("vocabulary.kind must be words with objective seed")
-        if seed and (model.encoder != "lstm" or model.latent == 0 or model.tied):
-            raise ValueError("objective seed needs model.encoder lstm, a latent, and model.tied false")
+        if seed and (model.encoder != "lstm" or model.latent == 0 or model.tied or model.mean_scale):
+            raise ValueError(
+                "objective seed needs model.encoder lstm, a latent, no model.tied and no model.mean_scale"
+            )
         return self
 
 

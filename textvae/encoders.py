@@ -76,12 +76,14 @@ class NgramEncoder(nn.Module):
             positions = torch.arange(length - order + 1, device=tokens.device)
             kept.append(positions + order <= reaches)
         grams, real = torch.cat(ids, dim=1), torch.cat(kept, dim=1)  # (batch, n-grams) each
+        scale = real.sum(dim=1).sqrt()  # (batch,); of all n-grams, dropped or not
         if self.training and self.dropout:
             real = real & (torch.rand(real.shape, device=real.device) >= self.dropout)
-        counts = real.sum(dim=1)  # (batch,)
-        offsets = F.pad(counts.cumsum(dim=0)[:-1], (1, 0))
+            # The rest stands in for what was dropped, or reviews would look longer once none is dropped.
+            scale = scale * (1.0 - self.dropout)
+        offsets = F.pad(real.sum(dim=1).cumsum(dim=0)[:-1], (1, 0))
         total = F.embedding_bag(grams[real], self.table.weight, offsets, mode="sum")  # (batch, width)
-        return total / counts.clamp(min=1)[:, None].sqrt()
+        return total / scale[:, None]
 
     def ids(self, tokens: Tensor, order: int) -> Tensor:
         """The row of the table of each n-gram of `order` tokens: (batch, length - order + 1)."""

@@ -23,6 +23,7 @@ from textvae import decoders, encoders, keras, objective
 from textvae.config import Config
 from textvae.decoders import LSTMDecoder, MinGRUDecoder
 from textvae.heap import LOGITS_AT_ONCE
+from textvae.normal import MeanNorm
 from textvae.objective import Losses
 from textvae.recurrent import LSTM
 from textvae.softmax import BLOCK_LOGITS, linear_cross_entropy
@@ -56,6 +57,8 @@ class TextVAE(nn.Module):
         self.dense = nn.Linear(width, sizes.dense) if self.encoder and sizes.dense else None
         self.mean = nn.Linear(sizes.dense or width, sizes.latent) if self.encoder else None
         self.log_var = nn.Linear(sizes.dense or width, sizes.latent) if self.encoder else None
+        normed = self.encoder and sizes.mean_scale
+        self.mean_norm = MeanNorm(sizes.latent, sizes.mean_scale) if normed and sizes.mean_scale else None
 
         self.decoder: LSTM | LSTMDecoder | MinGRUDecoder
         if self.autoregressive:
@@ -155,7 +158,7 @@ class TextVAE(nn.Module):
         tokens = batch.tokens  # (batch, length)
         # A language model has no head to hold a label against.
         labels = batch.labels if self.encoder else torch.full_like(batch.labels, -1)  # (batch,)
-        mean, log_var = self.encode(tokens, batch.lengths)
+        mean, log_var = self.encode(tokens, batch.lengths, over_ranks)
         z = self.sample_posterior(mean, log_var, generator)
         if pretraining and settings.pretraining == "language_model":
             z = z * 0.0  # of no influence, but every parameter has a gradient: DDP waits for it
@@ -173,12 +176,13 @@ class TextVAE(nn.Module):
         sentiment = objective.sentiment(logits, labels).sum()
         uncertainty = objective.entropy(logits, labels).sum()
         told = settings.sentiment_weight * sentiment + settings.entropy_weight * uncertainty
+        counts = bool(self.encoder) and not pretraining  # whether anything but the words does
         # Past its END a review is over: its padding counts as right if the END was foreseen.
         correct = torch.zeros_like(real).masked_scatter(real, hits)  # (batch, length)
         ended = correct.gather(1, batch.lengths[:, None] - 1)[:, 0]  # (batch,)
         padding = self.frame_length - batch.lengths  # (batch,)
         return Losses(
-            loss=reconstruction + kl_weight * charged + (0.0 if pretraining else 1.0) * told,
+            loss=reconstruction + kl_weight * charged + float(counts) * told,
             reconstruction=reconstruction.detach(),
             kl=kl_terms.detach().sum(),
             sentiment=sentiment.detach(),
@@ -239,11 +243,17 @@ class TextVAE(nn.Module):
 
     # The parts
 
-    def encode(self, tokens: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def encode(
+        self,
+        tokens: Tensor,
+        lengths: Tensor | None = None,
+        over_ranks: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the posterior, (batch, latent) each, of tokens (batch, length).
 
         `lengths` (batch,) are the real tokens; without them, every token but PAD at the end is real. With
-        objective seed padding is processed like any token and `lengths` is not looked at.
+        objective seed padding is processed like any token and `lengths` is not looked at. `over_ranks` sums a
+        tensor over the ranks of a training step.
         """
         if self.autoregressive and lengths is None:
             lengths = (tokens != PAD).sum(dim=1)
@@ -254,7 +264,10 @@ class TextVAE(nn.Module):
         h = self.encoder.features(tokens, embedded, lengths if self.autoregressive else None)
         if self.dense is not None:
             h = self.dense(h).relu()  # (batch, dense)
-        return self.mean(h).float(), self.log_var(h).float()
+        mean = self.mean(h).float()
+        if self.mean_norm is not None:
+            mean = self.mean_norm(mean, over_ranks)
+        return mean, self.log_var(h).float()
 
     def sample_posterior(
         self, mean: Tensor, log_var: Tensor, generator: torch.Generator | None = None

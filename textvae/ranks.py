@@ -65,7 +65,8 @@ def distributed(model: TextVAE, ranks: Ranks) -> nn.Module:
     """The model whose backward pass averages the gradients of all ranks; with one rank, the model itself."""
     if ranks.world_size == 1:
         return model
-    # The only buffers are constants; PyTorch 2.13 renamed the argument that says to leave them alone.
+    # All ranks compute the same buffers by themselves; PyTorch 2.13 renamed the argument that says to leave
+    # them alone.
     known = inspect.signature(DistributedDataParallel).parameters
     keep = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     options: dict[str, Any] = {keep: False}
@@ -78,6 +79,9 @@ def distributed(model: TextVAE, ranks: Ranks) -> nn.Module:
     length = frame_length(model.config)
     tokens = torch.full((1, length), OOV)
     batch = Batch(tokens, torch.tensor([length]), torch.tensor([1]), ranks.world_size)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     wrapped(batch.to(ranks.device)).loss.backward()
     wrapped.zero_grad(set_to_none=True)
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])
     return wrapped

@@ -112,13 +112,16 @@ class Modern(nn.Module):
             grams = self.ngrams(tokens, order)
             ids.append(grams.masked_fill(places[: grams.shape[1]] + order > lengths, PAD))
         grams = torch.cat(ids, dim=1)  # (batch, n-grams), PAD where there is none
+        scale = (grams != PAD).sum(dim=1, keepdim=True).sqrt()
         if self.training and self.sizes.ngram_dropout:
-            grams = grams.masked_fill(
-                torch.rand(grams.shape, device=grams.device) < self.sizes.ngram_dropout, PAD
-            )
-        counts = (grams != PAD).sum(dim=1, keepdim=True).clamp(min=1)
-        features = self.encoder.table(grams) / counts.sqrt()
-        return self.mean(features), self.log_var(features)
+            kept = 1.0 - self.sizes.ngram_dropout
+            grams = grams.masked_fill(torch.rand(grams.shape, device=grams.device) >= kept, PAD)
+            scale = scale * kept
+        features = self.encoder.table(grams) / scale
+        mean = self.mean(features)
+        if self.sizes.mean_scale is not None:  # a timed step is one of training: statistics are the batch's
+            mean = F.batch_norm(mean, None, None, training=True) * self.sizes.mean_scale
+        return mean, self.log_var(features)
 
     def ngrams(self, tokens: Tensor, order: int) -> Tensor:
         """The rows of the table, by the hash of textvae.encoders: (batch, length - order + 1)."""

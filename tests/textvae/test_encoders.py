@@ -69,3 +69,12 @@ def test_a_review_whose_ngrams_are_all_dropped_is_zeros_not_nan() -> None:
     assert not features(of, tokens, lengths).any()
     of.eval()
     assert features(of, tokens, lengths).any(dim=1).all()
+
+
+def test_dropout_changes_features_by_chance_and_not_on_average() -> None:
+    of = encoder(dropout=0.6).train()
+    tokens, lengths = rows()
+    draws = torch.stack([features(of, tokens, lengths) for _ in range(4000)])
+    whole = features(of.eval(), tokens, lengths)
+    error = draws.std(dim=0) / len(draws) ** 0.5
+    assert bool(((draws.mean(dim=0) - whole).abs() < 5 * error).all())

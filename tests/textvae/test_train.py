@@ -175,6 +175,7 @@ def test_finished_training_resumes_to_nothing(folder, whole, tmp_path):
 def modern(folder: Path) -> Config:
     """The other encoder and decoder, and everything else that draws or changes with the steps."""
     model = {"encoder": "ngrams", "ngram_buckets": 64, "decoder": "mingru", "decoder_layers": 2, "tied": True}
+    model["mean_scale"] = 0.5
     objective = {"free_bits": 0.1, "scored_share": 0.5, "kl_warmup_epochs": 1}
     return elbo(folder, model=model, objective=objective, training={"epochs": 2, "schedule": "linear"})
 
