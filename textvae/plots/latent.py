@@ -189,7 +189,7 @@ def _by_rating(axes: Axes, points: NDArray[np.float64], ratings: NDArray[np.floa
     _dots(axes, points[rows], [rating_colour(float(ratings[row]), low, high) for row in rows], len(points))
     named = known if len(known) <= 10 else np.linspace(known[0], known[-1], 5).tolist()
     for rating in named:
-        axes.scatter([], [], s=28, color=rating_colour(rating, low, high), label=f"{rating:g}")
+        axes.scatter([], [], s=28, color=rating_colour(rating, low, high), label=f"{rating:.2g}")
 
 
 def _dots(axes: Axes, points: NDArray[np.float64], colours: list[str], count: int) -> None:
