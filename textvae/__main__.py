@@ -199,7 +199,7 @@ class _Console:
                 shutil.rmtree(self.output / each.name)
 
     def epoch(self, report: Any) -> None:
-        pass  # said with its checkpoint
+        """Nothing: it was said with its checkpoint."""
 
 
 def _metrics(metrics: Mapping[str, float]) -> str:
