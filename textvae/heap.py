@@ -53,7 +53,7 @@ def settle(config: Config) -> bool:
 def trim() -> None:
     """Give the free pages of a heap that keeps them back to the system, at some 0.2 seconds a call.
 
-    For a training loop to call every few dozen steps. Nothing happens unless `settle` had pages kept.
+    For a training loop to call every few steps. Nothing happens unless `settle` had pages kept.
     """
     if _keeps:
         ctypes.CDLL(None).malloc_trim(0)
