@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 
 # Seconds between two calls of Hooks.progress, at least: each waits for the device once.
 PROGRESS_INTERVAL = 0.4
-# Steps between two calls of heap.trim. A hundred steps of imdb-cpu: 62 s and 3.4 GB at the peak; every 20 steps
-# 58 s and 3.9 GB; never 59 s and 4.5 GB, growing.
+# Steps between two calls of heap.trim. A hundred steps of imdb-cpu: 62 s and 3.4 GB at the peak; every 20
+# steps 58 s and 3.9 GB; never 59 s and 4.5 GB, growing.
 TRIM_EVERY = 5
 
 
