@@ -27,7 +27,7 @@ Metric = Literal[
 METRICS: tuple[str, ...] = get_args(Metric)
 
 # Sections that only the service reads; a config that holds them still trains without the service.
-SERVICE_SECTIONS = frozenset({"name", "resources", "select", "max_attempts"})
+SERVICE_SECTIONS = frozenset({"name", "resources", "select", "max_attempts", "retry", "time_limit"})
 
 
 class ConfigError(ValueError):
@@ -159,6 +159,11 @@ class Model(Section):
         description="standard deviation over reviews that a batch norm gives each latent mean, so that the "
         "latent cannot collapse; none: no such norm",
     )
+    variance: Literal["learned", "fixed"] = Field(
+        "learned",
+        description="of the posterior; fixed: 1 - mean_scale^2 for every review and dimension, so that the "
+        "draws of all reviews together vary as the prior's do",
+    )
     noise_std: float = Field(
         1.0, gt=0, description="standard deviation of eps in z = mean + exp(log_var / 2) * eps"
     )
@@ -175,6 +180,12 @@ class Model(Section):
         description="units of a linear layer between the latent and the sentiment; none leaves it out",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on embeddings and on the decoder's output")
+
+    @model_validator(mode="after")
+    def _fixed_variance_is_what_the_means_leave(self) -> Model:
+        if self.variance == "fixed" and (self.mean_scale is None or self.mean_scale >= 1):
+            raise ValueError("model.variance fixed needs a model.mean_scale below 1")
+        return self
 
     @model_validator(mode="after")
     def _tied_widths_agree(self) -> Model:
@@ -215,6 +226,12 @@ class ElboObjective(Section):
         0.0,
         ge=0,
         description="nats a latent dimension may cost, on the mean of a step's reviews, before it is charged",
+    )
+    decorrelation_weight: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the squared correlations between the latent means' dimensions; it needs a "
+        "model.mean_scale",
     )
     scored_share: float = Field(
         1.0,
@@ -278,6 +295,8 @@ class Config(Section):
         objective = self.objective
         if objective.kind == "elbo" and objective.pretraining_epochs >= self.training.epochs:
             raise ValueError("objective.pretraining_epochs must be below training.epochs")
+        if objective.kind == "elbo" and objective.decorrelation_weight and not model.mean_scale:
+            raise ValueError("objective.decorrelation_weight needs a model.mean_scale")
         if seed and self.vocabulary.kind != "words":
             raise ValueError("vocabulary.kind must be words with objective seed")
         if seed and (model.encoder != "lstm" or model.latent == 0 or model.tied or model.mean_scale):

@@ -47,8 +47,8 @@ class NgramEncoder(nn.Module):
 
     What a linear classifier on n-grams knows (Wang & Manning, "Baselines and Bigrams", ACL 2012; fastText:
     Joulin et al., EACL 2017), as the first layer of an encoder that a CPU is fast at. Tokens have a vector
-    each; longer n-grams share `buckets` vectors by a hash. In training each n-gram is dropped with
-    probability `dropout`.
+    each; longer n-grams share `buckets` vectors by a hash. `dropped` leaves each n-gram out with probability
+    `dropout`: what a classifier in training should see, and a decoder should not.
     """
 
     def __init__(self, vocabulary_size: int, *, width: int, order: int, buckets: int, dropout: float):
@@ -66,6 +66,18 @@ class NgramEncoder(nn.Module):
 
     def features(self, tokens: Tensor, embedded: Tensor, lengths: Tensor | None) -> Tensor:
         """(batch, width), of tokens (batch, length), padded behind; END is a token, too."""
+        grams, real = self._grams(tokens, lengths)
+        return self._bag(grams, real) / real.sum(dim=1).sqrt()[:, None]
+
+    def dropped(self, tokens: Tensor, lengths: Tensor | None) -> Tensor:
+        """An estimate of `features` from the n-grams that a draw leaves: (batch, width)."""
+        grams, real = self._grams(tokens, lengths)
+        left = real & (torch.rand(real.shape, device=real.device) >= self.dropout)
+        # What is left stands in for what was dropped, or reviews would look longer once nothing is dropped.
+        return self._bag(grams, left) / (real.sum(dim=1).sqrt() * (1.0 - self.dropout))[:, None]
+
+    def _grams(self, tokens: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The table's row of each n-gram, and whether it is one of the review: (batch, n-grams) each."""
         assert lengths is not None
         length = tokens.shape[1]
         reaches = lengths[:, None]  # (batch, 1)
@@ -75,15 +87,11 @@ class NgramEncoder(nn.Module):
             # The n-gram that begins at a position must end within the review.
             positions = torch.arange(length - order + 1, device=tokens.device)
             kept.append(positions + order <= reaches)
-        grams, real = torch.cat(ids, dim=1), torch.cat(kept, dim=1)  # (batch, n-grams) each
-        scale = real.sum(dim=1).sqrt()  # (batch,); of all n-grams, dropped or not
-        if self.training and self.dropout:
-            real = real & (torch.rand(real.shape, device=real.device) >= self.dropout)
-            # The rest stands in for what was dropped, or reviews would look longer once none is dropped.
-            scale = scale * (1.0 - self.dropout)
+        return torch.cat(ids, dim=1), torch.cat(kept, dim=1)
+
+    def _bag(self, grams: Tensor, real: Tensor) -> Tensor:
         offsets = F.pad(real.sum(dim=1).cumsum(dim=0)[:-1], (1, 0))
-        total = F.embedding_bag(grams[real], self.table.weight, offsets, mode="sum")  # (batch, width)
-        return total / scale[:, None]
+        return F.embedding_bag(grams[real], self.table.weight, offsets, mode="sum")  # (batch, width)
 
     def ids(self, tokens: Tensor, order: int) -> Tensor:
         """The row of the table of each n-gram of `order` tokens: (batch, length - order + 1)."""

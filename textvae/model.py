@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from textvae import decoders, encoders, keras, objective
 from textvae.config import Config
 from textvae.decoders import LSTMDecoder, MinGRUDecoder
+from textvae.encoders import NgramEncoder
 from textvae.heap import LOGITS_AT_ONCE
 from textvae.normal import MeanNorm
 from textvae.objective import Losses
@@ -56,7 +57,8 @@ class TextVAE(nn.Module):
         width = self.encoder.width if self.encoder else 0
         self.dense = nn.Linear(width, sizes.dense) if self.encoder and sizes.dense else None
         self.mean = nn.Linear(sizes.dense or width, sizes.latent) if self.encoder else None
-        self.log_var = nn.Linear(sizes.dense or width, sizes.latent) if self.encoder else None
+        learned = self.encoder and sizes.variance == "learned"
+        self.log_var = nn.Linear(sizes.dense or width, sizes.latent) if learned else None
         normed = self.encoder and sizes.mean_scale
         self.mean_norm = MeanNorm(sizes.latent, sizes.mean_scale) if normed and sizes.mean_scale else None
 
@@ -150,15 +152,14 @@ class TextVAE(nn.Module):
     ) -> Losses:
         settings = self.config.objective
         assert settings.kind == "elbo"
-        free_bits = settings.free_bits if self.training else 0.0
         if len(batch.tokens) == 0:
-            if free_bits and over_ranks:
+            if self.training and settings.free_bits and over_ranks:
                 over_ranks(torch.zeros(self.config.model.latent, device=batch.tokens.device))
             return self._nothing(batch.tokens.device)
         tokens = batch.tokens  # (batch, length)
         # A language model has no head to hold a label against.
         labels = batch.labels if self.encoder else torch.full_like(batch.labels, -1)  # (batch,)
-        mean, log_var = self.encode(tokens, batch.lengths, over_ranks)
+        mean, log_var, told_mean = self._posterior(tokens, batch.lengths, over_ranks)
         z = self.sample_posterior(mean, log_var, generator)
         if pretraining and settings.pretraining == "language_model":
             z = z * 0.0  # of no influence, but every parameter has a gradient: DDP waits for it
@@ -171,8 +172,8 @@ class TextVAE(nn.Module):
         total, _, hits = self._cross_entropy(hidden[real], tokens[real])
         reconstruction = total / share  # of an even draw of the tokens: the mean is that of all of them
         kl_terms = objective.kl_terms(mean, log_var, self.config.model.noise_std)  # (batch, latent)
-        charged = objective.over_free_bits(kl_terms, free_bits, batch.total, over_ranks)
-        logits = self.sentiment_logits(mean)
+        charged = self._charged(kl_terms, mean, kl_weight, batch.total, over_ranks)
+        logits = self.sentiment_logits(told_mean)
         sentiment = objective.sentiment(logits, labels).sum()
         uncertainty = objective.entropy(logits, labels).sum()
         told = settings.sentiment_weight * sentiment + settings.entropy_weight * uncertainty
@@ -182,7 +183,7 @@ class TextVAE(nn.Module):
         ended = correct.gather(1, batch.lengths[:, None] - 1)[:, 0]  # (batch,)
         padding = self.frame_length - batch.lengths  # (batch,)
         return Losses(
-            loss=reconstruction + kl_weight * charged + float(counts) * told,
+            loss=reconstruction + charged + float(counts) * told,
             reconstruction=reconstruction.detach(),
             kl=kl_terms.detach().sum(),
             sentiment=sentiment.detach(),
@@ -195,6 +196,24 @@ class TextVAE(nn.Module):
             means=mean.detach(),
             reviews=len(tokens),
         )
+
+    def _charged(
+        self,
+        kl_terms: Tensor,
+        mean: Tensor,
+        kl_weight: float,
+        reviews: int,
+        over_ranks: Callable[[Tensor], Tensor] | None,
+    ) -> Tensor:
+        """What the latent (batch, latent) costs: its KL over the free bits, its correlations."""
+        settings, scale = self.config.objective, self.config.model.mean_scale
+        assert settings.kind == "elbo"
+        free_bits = settings.free_bits if self.training else 0.0
+        charged = kl_weight * objective.over_free_bits(kl_terms, free_bits, reviews, over_ranks)
+        if self.training and self.mean_norm is not None and scale and settings.decorrelation_weight:
+            correlation = objective.correlation(mean, scale, reviews, over_ranks)
+            charged = charged + settings.decorrelation_weight * correlation
+        return charged
 
     def _nothing(self, device: torch.device) -> Losses:
         loss = torch.stack([parameter.flatten()[0] for parameter in self.parameters()]).sum() * 0.0
@@ -255,19 +274,45 @@ class TextVAE(nn.Module):
         objective seed padding is processed like any token and `lengths` is not looked at. `over_ranks` sums a
         tensor over the ranks of a training step.
         """
+        mean, log_var, _ = self._posterior(tokens, lengths, over_ranks)
+        return mean, log_var
+
+    def _posterior(
+        self,
+        tokens: Tensor,
+        lengths: Tensor | None = None,
+        over_ranks: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What `encode` says, and the mean that the sentiment is read off: (batch, latent) each.
+
+        In training that is the mean of what dropout leaves of a review's n-grams: without it a linear
+        classifier of n-grams overfits, while a decoder that is told less than it could be only learns to
+        listen less.
+        """
         if self.autoregressive and lengths is None:
             lengths = (tokens != PAD).sum(dim=1)
-        if self.encoder is None or self.mean is None or self.log_var is None:
+        if self.encoder is None:
             nothing = torch.zeros(len(tokens), 0, device=tokens.device)
-            return nothing, nothing
+            return nothing, nothing, nothing
         embedded = self._dropout(self.embedding(tokens))  # (batch, length, embedding)
-        h = self.encoder.features(tokens, embedded, lengths if self.autoregressive else None)
-        if self.dense is not None:
-            h = self.dense(h).relu()  # (batch, dense)
-        mean = self.mean(h).float()
-        if self.mean_norm is not None:
-            mean = self.mean_norm(mean, over_ranks)
-        return mean, self.log_var(h).float()
+        features = self.encoder.features(tokens, embedded, lengths if self.autoregressive else None)
+        mean, h = self._mean(features)
+        normed = self.mean_norm(mean, over_ranks) if self.mean_norm is not None else None
+        mean = normed(mean) if normed else mean
+        told = mean
+        if self.training and isinstance(self.encoder, NgramEncoder) and self.encoder.dropout:
+            told, _ = self._mean(self.encoder.dropped(tokens, lengths))
+            told = normed(told) if normed else told
+        if self.log_var is not None:
+            return mean, self.log_var(h).float(), told
+        assert self.mean_norm is not None
+        return mean, torch.full_like(mean, math.log1p(-(self.mean_norm.scale**2))), told
+
+    def _mean(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Of features (batch, width): the mean (batch, latent) before its norm, and what it is read off."""
+        assert self.mean is not None
+        h = features if self.dense is None else self.dense(features).relu()  # (batch, dense)
+        return self.mean(h).float(), h
 
     def sample_posterior(
         self, mean: Tensor, log_var: Tensor, generator: torch.Generator | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +30,11 @@ class MeanNorm(nn.Module):
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("variance", torch.ones(width))
 
-    def forward(self, means: Tensor, over_ranks: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """(reviews, width) -> (reviews, width), float32; `over_ranks` sums a tensor over a step's ranks."""
-        means = means.float()
+    def forward(self, means: Tensor, over_ranks: Callable[[Tensor], Tensor] | None = None) -> Affine:
+        """The map that norms `means` (reviews, width); `over_ranks` sums a tensor over a step's ranks."""
         if not self.training:
-            return self._scaled(means, self.mean, self.variance)
+            return self._map(self.mean, self.variance)
+        means = means.float()
         sums = torch.cat((means.sum(dim=0), means.square().sum(dim=0), means.new_full((1,), len(means))))
         if over_ranks is not None:
             sums = cast(Tensor, _SumOverRanks.apply(sums, over_ranks))
@@ -43,10 +43,20 @@ class MeanNorm(nn.Module):
         with torch.no_grad():
             self.mean.lerp_(first, self.MOMENTUM)
             self.variance.lerp_(variance, self.MOMENTUM)
-        return self._scaled(means, first, variance)
+        return self._map(first, variance)
 
-    def _scaled(self, means: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-        return (means - mean) * (self.scale / (variance + self.EPSILON).sqrt())
+    def _map(self, mean: Tensor, variance: Tensor) -> Affine:
+        return Affine(mean, self.scale / (variance + self.EPSILON).sqrt())
+
+
+class Affine(NamedTuple):
+    """x -> (x - center) * factor, of (reviews, width), float32; center and factor (width,)."""
+
+    center: Tensor
+    factor: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (x.float() - self.center) * self.factor
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -97,6 +97,26 @@ def over_free_bits(
     return torch.where(of_step > free_bits * reviews, total, free_bits * len(terms)).sum()
 
 
+def correlation(
+    means: Tensor, scale: float, reviews: int, over_ranks: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """Squared correlations of the posterior means, summed over pairs of dimensions, times reviews: ().
+
+    Kumar et al., "Variational Inference of Disentangled Latent Concepts" (ICLR 2018), eq. 6 (DIP-VAE-I): the
+    aggregated posterior's covariance is held to the prior's. `means` (batch, latent) are this rank's, with
+    mean 0 and standard deviation `scale` over the step's `reviews`, over whose ranks `over_ranks` sums. The
+    value is this rank's share; its gradient, that of the whole step with respect to this rank's means.
+    """
+    own = means.T @ means / scale**2  # (latent, latent)
+    whole = own.detach().clone()
+    whole = whole if over_ranks is None else over_ranks(whole)
+    whole = whole / reviews
+    whole.fill_diagonal_(0.0)
+    share = len(means) * whole.square().sum()
+    slope = 2.0 * (whole * own).sum()  # whole is a constant here: the gradient is right, the value is not
+    return slope + (share - slope.detach())
+
+
 def seed_sentiment(logits: Tensor, labels: Tensor) -> Tensor:
     """Binary cross-entropy of sigmoid(logits), clipped as Keras clips it; 0 for a label of -1: (batch,)."""
     p = logits.float().sigmoid().clamp(KERAS_EPSILON, 1.0 - KERAS_EPSILON)

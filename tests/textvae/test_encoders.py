@@ -64,17 +64,16 @@ def test_padding_changes_nothing() -> None:
 
 
 def test_a_review_whose_ngrams_are_all_dropped_is_zeros_not_nan() -> None:
-    of = encoder(dropout=0.999999).train()
+    of = encoder(dropout=0.999999)
     tokens, lengths = rows()
-    assert not features(of, tokens, lengths).any()
-    of.eval()
+    assert not of.dropped(tokens, lengths).any()
     assert features(of, tokens, lengths).any(dim=1).all()
 
 
 def test_dropout_changes_features_by_chance_and_not_on_average() -> None:
-    of = encoder(dropout=0.6).train()
+    of = encoder(dropout=0.6)
     tokens, lengths = rows()
-    draws = torch.stack([features(of, tokens, lengths) for _ in range(4000)])
-    whole = features(of.eval(), tokens, lengths)
+    draws = torch.stack([of.dropped(tokens, lengths).detach() for _ in range(4000)])
+    whole = features(of, tokens, lengths)
     error = draws.std(dim=0) / len(draws) ** 0.5
     assert bool(((draws.mean(dim=0) - whole).abs() < 5 * error).all())

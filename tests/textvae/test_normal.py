@@ -16,7 +16,7 @@ def test_it_is_pytorchs_batch_norm_without_a_shift() -> None:
         a = (torch.randn(8, 4) * 3 + 1).requires_grad_()
         b = a.detach().clone().requires_grad_()
         weights = torch.randn(8, 4)
-        got, expected = ours(a), theirs(b)
+        got, expected = ours(a)(a), theirs(b)
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
         (got * weights).sum().backward()
         (expected * weights).sum().backward()
@@ -25,27 +25,28 @@ def test_it_is_pytorchs_batch_norm_without_a_shift() -> None:
     torch.testing.assert_close(ours.mean, theirs.running_mean, rtol=1e-4, atol=1e-5)
     x = torch.randn(5, 4)
     expected = (x - ours.mean) / (ours.variance + 1e-5).sqrt() * 0.6
-    torch.testing.assert_close(ours.eval()(x), expected)
+    torch.testing.assert_close(ours.eval()(x)(x), expected)
 
 
 def test_ranks_see_the_mean_and_variance_of_the_whole_step() -> None:
     torch.manual_seed(0)
     x, weights = torch.randn(6, 3), torch.randn(6, 3)
     whole = x.clone().requires_grad_()
-    expected = MeanNorm(3, 1.0)(whole)
+    expected = MeanNorm(3, 1.0)(whole)(whole)
     (expected * weights).sum().backward()
 
     # Two ranks in one process: what one rank is handed is the sum that both would make.
     parts = [x[:2].clone().requires_grad_(), x[2:].clone().requires_grad_()]
     sums = torch.cat((x.sum(0), x.square().sum(0), torch.tensor([6.0])))
     norm = MeanNorm(3, 1.0)
-    got = [norm(part, lambda _: sums.clone()) for part in parts]
+    got = [norm(part, lambda _: sums.clone())(part) for part in parts]
     torch.testing.assert_close(torch.cat(got), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_means_spread_by_the_scale_and_so_cost_at_least_half_its_square() -> None:
     torch.manual_seed(0)
-    means = MeanNorm(5, 0.8)(torch.randn(400, 5) * 0.01 + 7.0)
+    raw = torch.randn(400, 5) * 0.01 + 7.0
+    means = MeanNorm(5, 0.8)(raw)(raw)
     assert means.mean(dim=0).abs().max() < 1e-3
     assert means.std(dim=0).tolist() == pytest.approx([0.8] * 5, rel=0.06)
     assert float(0.5 * means.square().sum(dim=1).mean()) == pytest.approx(5 * 0.64 / 2, rel=0.12)

@@ -246,6 +246,31 @@ def test_pretraining_counts_the_reconstruction_alone(what: str) -> None:
         assert float(losses.reconstruction) == pytest.approx(float(without.detach()), rel=1e-5)
 
 
+def test_correlations_are_numpys_and_scaled_by_the_reviews() -> None:
+    x = np.random.default_rng(0).normal(size=(50, 4)) @ np.random.default_rng(1).normal(size=(4, 4))
+    x = 0.6 * (x - x.mean(axis=0)) / x.std(axis=0)
+    off = np.corrcoef(x.T) - np.eye(4)
+    got = objective.correlation(torch.from_numpy(x), 0.6, 50)
+    assert float(got) == pytest.approx(50 * np.square(off).sum())
+    assert float(objective.correlation(torch.zeros(0, 4), 0.6, 50)) == 0.0
+
+
+def test_correlations_of_shards_have_the_steps_value_and_gradient() -> None:
+    torch.manual_seed(0)
+    means = torch.randn(7, 3, dtype=torch.float64)
+    whole = means.clone().requires_grad_()
+    covariance = whole.T @ whole / (7 * 0.5**2)
+    plain = 7 * (covariance - torch.diag(torch.diag(covariance))).square().sum()
+    plain.backward()
+    parts = [means[:2].clone().requires_grad_(), means[2:].clone().requires_grad_()]
+    total = means.T @ means / 0.5**2
+    shares = [objective.correlation(part, 0.5, 7, lambda _: total.clone()) for part in parts]
+    for share in shares:
+        share.backward()
+    assert float(sum(shares).detach()) == pytest.approx(float(plain.detach()))
+    torch.testing.assert_close(torch.cat([part.grad for part in parts]), whole.grad)
+
+
 def test_free_bits_charge_what_a_dimension_costs_beyond_them_on_average() -> None:
     terms = torch.tensor([[0.1, 2.0, 0.0], [0.3, 4.0, 0.9], [0.2, 0.0, 0.6]]).requires_grad_()
     charged = objective.over_free_bits(terms, 0.4, 3)

@@ -175,8 +175,8 @@ def test_finished_training_resumes_to_nothing(folder, whole, tmp_path):
 def modern(folder: Path) -> Config:
     """The other encoder and decoder, and everything else that draws or changes with the steps."""
     model = {"encoder": "ngrams", "ngram_buckets": 64, "decoder": "mingru", "decoder_layers": 2, "tied": True}
-    model["mean_scale"] = 0.5
-    objective = {"free_bits": 0.1, "scored_share": 0.5, "kl_warmup_epochs": 1}
+    model |= {"mean_scale": 0.5, "variance": "fixed"}
+    objective = {"free_bits": 0.1, "scored_share": 0.5, "kl_warmup_epochs": 1, "decorrelation_weight": 2.0}
     return elbo(folder, model=model, objective=objective, training={"epochs": 2, "schedule": "linear"})
 
 
@@ -372,7 +372,8 @@ def test_several_ranks_take_the_exact_step_of_one_and_resume_bit_for_bit(folder,
         },
     )
     still = {"dropout": 0.0, "noise_std": 1e-6, "ngram_dropout": 0.0}
-    quiet = {"word_dropout": 0.0, "kl_warmup_epochs": 0, "scored_share": 1.0, "free_bits": 30.0}
+    quiet = {**modern(folder).model_dump()["objective"], "scored_share": 1.0, "free_bits": 30.0}
+    quiet |= {"word_dropout": 0.0, "kl_warmup_epochs": 0}
     once = {"schedule": "constant", **step.model_dump()["training"]}
     modern_step = elbo(
         folder,
