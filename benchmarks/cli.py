@@ -65,7 +65,6 @@ def record(home: Path, jobs: int) -> None:
             ranks=2,
             cpus=2,
             gpus=0,
-            attempt_limit=3,
         )
     store.close()
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 import textvae
+from jobs.durations import seconds
 from textvae.config import Config, Metric, Section, apply_override, parse, read_yaml
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
@@ -45,13 +46,72 @@ class Select(Section):
         return a > b if self.mode == "max" else a < b
 
 
+class Retry(Section):
+    """When a job is tried again after an attempt that ended badly."""
+
+    max_attempts: int = Field(
+        3,
+        ge=1,
+        le=100,
+        description="attempts that may end by an error of training, or at the time limit, before the job "
+        "counts as failed; failures of infrastructure are not among them. Plain `max_attempts` at the top of "
+        "the file means the same",
+    )
+    on: tuple[Literal["infrastructure", "error", "timeout"], ...] = Field(
+        ("infrastructure", "error"),
+        description="what is tried again: infrastructure (a lost node or process, a host out of memory, "
+        "ranks that did not start), error (training raised), timeout (the time limit); a preempted job "
+        "always goes on",
+    )
+    backoff: float = Field(
+        10,
+        ge=0,
+        le=86400,
+        description="seconds before the second retry in a row; the first is at once, and each further one "
+        "waits twice as long, up to an hour",
+    )
+    max_infrastructure: int = Field(
+        10,
+        ge=1,
+        le=1000,
+        description="retries in a row after failures of infrastructure, without a new checkpoint in between, "
+        "before the job counts as failed",
+    )
+
+
 class JobConfig(Config):
     """One job's config, whole."""
 
     name: str = Field("model", description="the model name whose best version is served")
     resources: Resources = Field(default_factory=Resources)
     select: Select = Field(default_factory=Select)
-    max_attempts: int = Field(3, ge=1, le=100, description="attempts before the job counts as failed")
+    retry: Retry = Field(default_factory=Retry)
+    time_limit: float | None = Field(
+        None,
+        gt=0,
+        le=3e9,
+        description="seconds that an attempt may train before it is stopped, with a checkpoint, or a length "
+        "of time such as 90m, 2h30m or 3d; none sets no limit",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_max_attempts(cls, value: Any) -> Any:
+        """`max_attempts: 3` at the top is short for `retry: {max_attempts: 3}`."""
+        if not isinstance(value, Mapping) or "max_attempts" not in value:
+            return value
+        given = {key: inner for key, inner in value.items() if key != "max_attempts"}
+        retry = given.get("retry", {})
+        if not isinstance(retry, Mapping):
+            return value
+        if retry.get("max_attempts", value["max_attempts"]) != value["max_attempts"]:
+            raise ValueError("max_attempts is short for retry.max_attempts: they cannot say different things")
+        return given | {"retry": {**retry, "max_attempts": value["max_attempts"]}}
+
+    @field_validator("time_limit", mode="before")
+    @classmethod
+    def _lengths_of_time(cls, value: Any) -> Any:
+        return seconds(value) if isinstance(value, str) else value
 
     @field_validator("name")
     @classmethod

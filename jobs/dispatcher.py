@@ -165,6 +165,8 @@ class Dispatcher:
     def launch(self) -> list[Attempt]:
         """Open and launch attempts for as many jobs as fit; returns them."""
         launched: list[Attempt] = []
+        if self._store.draining() is not None:
+            return launched
         capacity = self._capacity()
         if capacity.total_cpus <= 0:
             raise RuntimeError("the cluster has no CPUs yet")

@@ -8,8 +8,9 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal, Protocol
 
 from jobs.config import JobConfig, default_owner, from_mapping
@@ -18,10 +19,13 @@ from jobs.store import (
     Attempt,
     AttemptState,
     Cause,
-    Conflict,
+    Drain,
     Job,
+    Queued,
+    Retry,
     StaleAttempt,
     Store,
+    Taken,
     Version,
 )
 
@@ -61,12 +65,24 @@ class Service:
         self._random = randomness or random.SystemRandom()
 
     def submit(
-        self, config: JobConfig, *, owner: str | None = None, priority: int = 0, id: str | None = None
+        self,
+        config: JobConfig,
+        *,
+        owner: str | None = None,
+        priority: int = 0,
+        id: str | None = None,
+        after: Sequence[str] = (),
+        after_any: Sequence[str] = (),
+        not_before: datetime | None = None,
+        held: bool = False,
     ) -> Submission:
         """Record a job and queue it. Submitting an `id` again returns the job that is there.
 
-        Raises InvalidRequest, Conflict (the id exists with another config), StoreUnavailable. It works
-        without Redis.
+        It waits for the success of the jobs `after`, for the end, whatever it is, of those `after_any`, for
+        the moment `not_before`, and for its release if it is `held`.
+
+        Raises InvalidRequest, NotFound, Ambiguous, Conflict (the id exists with another config or other
+        dependencies, or a job that must succeed first has failed), StoreUnavailable. It works without Redis.
         """
         if priority not in PRIORITIES:
             raise InvalidRequest(
@@ -74,6 +90,8 @@ class Service:
             )
         if id is not None and not _GIVEN_ID.fullmatch(id):
             raise InvalidRequest(f"id {id!r} must be 3 to 40 of a-z, 0-9 and '-', the first no '-'")
+        first = [self.store.job(other).id for other in after]
+        first_any = [self.store.job(other).id for other in after_any]
         while True:
             try:
                 job, created = self.store.add_job(
@@ -85,12 +103,20 @@ class Service:
                     ranks=config.resources.ranks,
                     cpus=config.resources.cpus,
                     gpus=config.resources.gpus,
-                    attempt_limit=config.max_attempts,
+                    retry=Retry(**config.retry.model_dump()),
+                    time_limit=config.time_limit,
+                    not_before=not_before,
+                    after=first,
+                    after_any=first_any,
+                    held=held,
                 )
-            except Conflict:
-                if id is not None:
+            except Taken as error:
+                if id is None:
+                    continue  # a made id that exists already
+                # An older version may have written the same config otherwise, with fewer keys.
+                if not error.config or from_mapping(self.store.config(id)) != config:
                     raise
-                continue  # a made id that exists already
+                job, created = self.store.job(id, exact=True), False
             if created or id is not None:
                 break
         problem = self._push(job)
@@ -113,11 +139,49 @@ class Service:
 
         `job` may be abbreviated. Raises NotFound, Ambiguous, Conflict.
         """
-        id = self.store.job(job).id
-        attempts = from_mapping(self.store.config(id)).max_attempts
-        value = self.store.retry(id, by or default_owner(), attempts)
+        value = self.store.retry(self.store.job(job).id, by or default_owner())
         problem = self._push(value)
         return Submission(value, created=False, queued=problem is None, problem=problem)
+
+    def hold(self, job: str, *, by: str | None = None) -> Job:
+        """Keep a job from starting until it is released. Raises NotFound, Ambiguous, Conflict."""
+        value = self.store.hold(self.store.job(job).id, by or default_owner())
+        self._tell(lambda: self.queue.remove([value.id]))
+        return value
+
+    def release(self, job: str, *, by: str | None = None) -> Job:
+        """Let a held job start. Raises NotFound, Ambiguous, Conflict."""
+        value = self.store.release(self.store.job(job).id, by or default_owner())
+        self._push(value)
+        return value
+
+    def requeue(self, job: str, *, by: str | None = None) -> Job:
+        """Put a job back into the queue, wherever it is.
+
+        A running one makes way with a checkpoint and goes on later, at nobody's expense; one that waits for
+        its next retry waits no more; a failed or cancelled one is retried.
+
+        Raises NotFound, Ambiguous, Conflict (it succeeded, or waits in the queue already).
+        """
+        who = by or default_owner()
+        value = self.store.job(job)
+        if value.state.final:
+            return self.retry(value.id, by=who).job
+        if value.state == "queued":
+            value = self.store.hurry(value.id, who)
+            self._push(value)
+            return value
+        self.store.request_yield(value.id, who, "requeued by hand")
+        self._tell(lambda: self.queue.ring(value.id))
+        return self.store.job(value.id, exact=True)
+
+    def drain(self, on: bool = True, *, by: str | None = None) -> Drain | None:
+        """Start nothing new, whatever is queued, and let what is under way go on; or end that."""
+        if on:
+            return self.store.drain(by or default_owner())
+        self.store.end_drain(by or default_owner())
+        self._tell(self.queue.ring)
+        return None
 
     def promote(self, model: str, version: int, *, by: str | None = None, reason: str = "") -> Version:
         """Make a version the served one. Raises NotFound."""
@@ -180,21 +244,23 @@ class Service:
 
         def tell() -> None:
             self.queue.release(job, number)
-            if value.state.final:
-                self.queue.ring()  # what it held is free
+            waiting = [self.store.waiting(job)] if not value.state.final else self.store.freed_by(job)
+            entries = [entry_of(queued) for queued in waiting if queued is not None and queued.eligible]
+            if entries:
+                self.queue.push(entries)
             else:
-                self.queue.push([entry_of(value)])
+                self.queue.ring()  # what it held is free
             self.queue.ring(job)
 
         self._tell(tell)
         return value
 
     def reconcile_queue(self) -> None:
-        """Make Redis hold exactly the jobs that wait in the store. Raises QueueUnavailable."""
+        """Make Redis hold exactly the jobs that may start, by the store. Raises QueueUnavailable."""
         # Redis is read first: what is in it now was in the store before. Read the other way round, a job
         # that is submitted in between would look foreign.
         entries = self.queue.entries()
-        waiting = {job.id: job for job in self.store.queued()}
+        waiting = {job.id: job for job in self.store.queued() if job.eligible}
         missing = [entry_of(job) for id, job in waiting.items() if entries.get(id) != job.attempt + 1]
         if missing:
             self.queue.push(missing)
@@ -206,7 +272,7 @@ class Service:
         """End the active attempts that are confirmed dead; returns them. Raises QueueUnavailable.
 
         Unreachable is not dead: the cluster must say that the process is gone, and no lease may be left of
-        it. A crash between opening and launching looks the same after LAUNCH_GRACE; it uses up an attempt.
+        it. A crash between opening and launching looks the same after LAUNCH_GRACE.
         """
         ended = []
         for attempt in self.store.attempts(active=True):
@@ -243,11 +309,12 @@ class Service:
         return "".join(self._random.choice(ALPHABET) for _ in range(8))
 
     def _push(self, job: Job) -> str | None:
-        """Queue a job that waits; why it could not be, if it could not."""
-        if job.state != "queued":
+        """Queue a job that may start; why it could not be, if it could not."""
+        waiting = self.store.waiting(job.id) if job.state == "queued" else None
+        if waiting is None or not waiting.eligible:
             return None
         try:
-            self.queue.push([entry_of(job)])
+            self.queue.push([entry_of(waiting)])
         except QueueUnavailable as error:
             return str(error)
         return None
@@ -255,6 +322,9 @@ class Service:
     def _announce_cancel(self, job: Job) -> None:
         if job.state.final:
             self.queue.remove([job.id])
+            freed = self.store.freed_by(job.id)
+            if freed:
+                self.queue.push([entry_of(queued) for queued in freed])
         self.queue.ring(job.id)
         self.queue.ring()
 
@@ -272,6 +342,6 @@ class Service:
             return None
 
 
-def entry_of(job: Job) -> Entry:
+def entry_of(job: Queued | Job) -> Entry:
     """The queue's entry for a job that waits."""
     return Entry(job.id, job.attempt + 1, job.cpus, job.gpus, job.priority, job.sequence)

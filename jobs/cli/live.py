@@ -107,9 +107,9 @@ def _sentence(event: Event) -> str | None:
     if event.kind == "requeued":
         return "queued for another attempt, from its newest checkpoint"
     if event.kind == "cancel-requested":
-        return f"cancelled by {event.by}; it writes a checkpoint and stops"
+        return f"cancelled by {event.actor}; it writes a checkpoint and stops"
     if event.kind == "retried":
-        return f"queued again by {event.by}"
+        return f"queued again by {event.actor}"
     if event.kind == "version":
         return f"made version {detail.get('version')} of model {detail.get('model')}"
     return None

@@ -118,4 +118,4 @@ def _default(field: FieldInfo) -> str:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
-    return "[]" if value == () else str(value)
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else str(value)

@@ -1,26 +1,19 @@
-"""Verbs on jobs and their history."""
+"""Verbs on jobs: submit, look up, list, cancel, retry."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from jobs.store.opening import Database
-from jobs.store.tables import AttemptRow, EventRow, JobRow
-from jobs.store.values import (
-    ACTIVE,
-    Ambiguous,
-    AttemptState,
-    Conflict,
-    Event,
-    EventKind,
-    Job,
-    JobState,
-    NotFound,
-)
+from jobs.store.events import EventVerbs
+from jobs.store.states import EventKind, JobState
+from jobs.store.tables import DependencyRow, JobRow
+from jobs.store.values import Ambiguous, Conflict, Dependency, Job, NotFound, Retry, Taken
 
 # Everything but the config: a list of a thousand jobs must not parse a thousand of them.
 _JOB = (
@@ -31,7 +24,6 @@ _JOB = (
     JobRow.priority,
     JobRow.state,
     JobRow.attempt,
-    JobRow.attempt_limit,
     JobRow.ranks,
     JobRow.cpus,
     JobRow.gpus,
@@ -40,22 +32,24 @@ _JOB = (
     JobRow.finished,
     JobRow.cancel_requested,
     JobRow.error,
+    JobRow.not_before,
+    JobRow.held,
+    JobRow.yield_requested,
+    JobRow.time_limit,
+    JobRow.retry,
+    JobRow.errors_used,
+    JobRow.infrastructure_used,
 )
-_EVENT = (
-    EventRow.id,
-    EventRow.at,
-    EventRow.job,
-    EventRow.attempt,
-    EventRow.kind,
-    EventRow.by,
-    EventRow.detail,
-)
+
+FINAL = tuple(state for state in JobState if state.final)
 
 
 def job_of(row: Any) -> Job:
     """The value of a row of `_JOB`."""
     values = dict(row._mapping)
     values["state"] = JobState(values["state"])
+    policy = values["retry"]
+    values["retry"] = Retry(**{**policy, "on": tuple(policy["on"])} if "on" in policy else policy)
     return Job(**values)
 
 
@@ -71,8 +65,14 @@ def get_job(connection: Connection, job: str, *, lock: bool = False) -> Job:
     return job_of(row)
 
 
-class JobVerbs(Database):
-    """Submit, look up, list, cancel, retry; and the events."""
+def unmet(other: Any = JobRow) -> ColumnElement[bool]:
+    """Whether the job of a DependencyRow must still wait for `other`, a JobRow that it is joined with."""
+    ended = other.state.in_(FINAL)
+    return (DependencyRow.any & ~ended) | (~DependencyRow.any & (other.state != JobState.SUCCEEDED))
+
+
+class JobVerbs(EventVerbs):
+    """Submit, look up, list, cancel, retry."""
 
     def add_job(
         self,
@@ -85,12 +85,21 @@ class JobVerbs(Database):
         ranks: int,
         cpus: float,
         gpus: float,
-        attempt_limit: int,
+        retry: Retry | None = None,
+        time_limit: float | None = None,
+        not_before: datetime | None = None,
+        after: Sequence[str] = (),
+        after_any: Sequence[str] = (),
+        held: bool = False,
     ) -> tuple[Job, bool]:
         """Record a job as queued; returns it, and whether it is new.
 
-        An id that exists with the same config is the same job. Raises Conflict if its config differs.
+        It waits for the success of the jobs `after`, and for the end, whatever it is, of those `after_any`.
+        An id that exists with the same config and dependencies is the same job. Raises Taken if they differ,
+        Conflict if a job that it needs has ended badly already, NotFound if there is no such job.
         """
+        now = self.clock()
+        wanted = dict.fromkeys(after_any, True) | dict.fromkeys(after, False)
         try:
             with self.writing() as connection:
                 connection.execute(
@@ -105,18 +114,28 @@ class JobVerbs(Database):
                         gpus=gpus,
                         state=JobState.QUEUED,
                         attempt=0,
-                        attempt_limit=attempt_limit,
-                        created=self.clock(),
+                        created=now,
+                        not_before=not_before,
+                        held=now if held else None,
+                        time_limit=time_limit,
+                        retry=dataclasses.asdict(retry or Retry()),
+                        errors_used=0,
+                        infrastructure_used=0,
                     )
                 )
-                self._event(connection, EventKind.SUBMITTED, job=id, by=owner)
+                self._depend(connection, id, wanted)
+                detail = {"after": list(after), "after_any": list(after_any)} if wanted else None
+                self._event(connection, EventKind.SUBMITTED, job=id, by=owner, detail=detail)
+                if held:
+                    self._event(connection, EventKind.HELD, job=id, by=owner)
                 return get_job(connection, id), True
         except IntegrityError:
             job = self.job(id, exact=True)
+            # What it comes after is compared first: two configs that differ may still mean the same.
+            if {d.on_job: d.any for d in self.dependencies(id)} != wanted:
+                raise Taken(id, config=False) from None
             if self.config(id) != dict(config):
-                raise Conflict(
-                    f"job {id} exists with another config; take another id, or the config that it was given"
-                ) from None
+                raise Taken(id, config=True) from None
             return job, False
 
     def job(self, id: str, *, exact: bool = False) -> Job:
@@ -171,20 +190,36 @@ class JobVerbs(Database):
         with self.reading() as connection:
             return connection.execute(query).scalar_one()
 
-    def queued(self) -> list[Job]:
-        """The jobs that wait, in the order in which they go: by priority, then age."""
+    def dependencies(self, job: str) -> list[Dependency]:
+        """The jobs that a job comes after, in the order of their submission."""
         query = (
-            select(*_JOB)
-            .where(JobRow.state == JobState.QUEUED)
-            .order_by(JobRow.priority.desc(), JobRow.sequence)
+            select(DependencyRow.job, DependencyRow.on_job, DependencyRow.any, JobRow.state)
+            .join(JobRow, JobRow.id == DependencyRow.on_job)
+            .where(DependencyRow.job == job)
+            .order_by(JobRow.sequence)
         )
         with self.reading() as connection:
-            return [job_of(row) for row in connection.execute(query)]
+            return [
+                Dependency(**{**row._mapping, "state": JobState(row.state)})
+                for row in connection.execute(query)
+            ]
+
+    def dependents(self, job: str) -> list[str]:
+        """The jobs that come after a job, in the order of their submission."""
+        query = (
+            select(DependencyRow.job)
+            .join(JobRow, JobRow.id == DependencyRow.job)
+            .where(DependencyRow.on_job == job)
+            .order_by(JobRow.sequence)
+        )
+        with self.reading() as connection:
+            return list(connection.execute(query).scalars())
 
     def request_cancel(self, job: str, by: str) -> Job:
         """Cancel a queued job at once; mark a running one, whose attempt then stops.
 
-        An ended one stays as it is. Asking twice changes nothing.
+        An ended one stays as it is. Asking twice changes nothing. The jobs that need its success are
+        cancelled with it.
         """
         now = self.clock()
         with self.writing() as connection:
@@ -202,23 +237,29 @@ class JobVerbs(Database):
             ).rowcount
             if cancelled:
                 self._event(connection, EventKind.CANCELLED, job=job, by=by)
+                self._cancel_dependents(connection, job, JobState.CANCELLED, by)
             elif requested:
                 self._event(connection, EventKind.CANCEL_REQUESTED, job=job, by=by)
             return get_job(connection, job)
 
-    def retry(self, job: str, by: str, attempts: int) -> Job:
-        """Put a failed or cancelled job back into the queue, with `attempts` more attempts.
+    def retry(self, job: str, by: str) -> Job:
+        """Put a failed or cancelled job back into the queue, with as many attempts as its `retry` allows.
 
-        Raises Conflict if it is in another state.
+        Raises Conflict if it is in another state, or needs the success of a job that has ended badly.
         """
         with self.writing() as connection:
+            self._refuse_hopeless(connection, job)
             changed = connection.execute(
                 update(JobRow)
                 .where(JobRow.id == job, JobRow.state.in_([JobState.FAILED, JobState.CANCELLED]))
                 .values(
                     state=JobState.QUEUED,
-                    attempt_limit=JobRow.attempt + attempts,
+                    errors_used=0,
+                    infrastructure_used=0,
                     cancel_requested=None,
+                    yield_requested=None,
+                    not_before=None,
+                    held=None,
                     finished=None,
                     error=None,
                 )
@@ -229,50 +270,78 @@ class JobVerbs(Database):
             self._event(connection, EventKind.RETRIED, job=job, by=by)
             return value
 
-    def events(self, job: str | None = None, *, after: int = 0, limit: int | None = None) -> list[Event]:
-        """Events of a job, or of everything, the oldest first; only those with an id above `after`."""
-        query = select(*_EVENT).where(EventRow.id > after).order_by(EventRow.id).limit(limit)
-        if job is not None:
-            query = query.where(EventRow.job == job)
-        with self.reading() as connection:
-            return [
-                Event(**{**row._mapping, "kind": EventKind(row.kind)}) for row in connection.execute(query)
-            ]
-
-    def note_unfit(self, job: str, by: str, reason: str) -> bool:
-        """Record, once for each reason, that a job needs more than the cluster has; whether it is new."""
-        with self.writing() as connection:
-            known = connection.execute(
-                select(EventRow.detail).where(EventRow.job == job, EventRow.kind == EventKind.UNFIT)
-            ).scalars()
-            if any(detail.get("reason") == reason for detail in known):
-                return False
-            self._event(connection, EventKind.UNFIT, job=job, by=by, detail={"reason": reason})
-            return True
-
-    def committed(self, states: Iterable[AttemptState] = ACTIVE) -> tuple[float, float]:
-        """The CPUs and GPUs of attempts in these states: of all that hold any, or will."""
-        query = (
-            select(JobRow.cpus, JobRow.gpus)
-            .join(AttemptRow, AttemptRow.job == JobRow.id)
-            .where(AttemptRow.state.in_(list(states)))
-        )
-        with self.reading() as connection:
-            rows = connection.execute(query).all()
-        return sum(row.cpus for row in rows), sum(row.gpus for row in rows)
-
-    def _event(
-        self,
-        connection: Connection,
-        kind: EventKind,
-        *,
-        by: str,
-        job: str | None = None,
-        attempt: int | None = None,
-        detail: Mapping[str, Any] | None = None,
-    ) -> None:
+    def _depend(self, connection: Connection, job: str, wanted: Mapping[str, bool]) -> None:
+        """Let a new job wait for others: for the end of each or, where not `wanted`, for its success."""
+        if not wanted:
+            return
+        missing = set(wanted) - set(_lock_in_order(connection, wanted, read=True)) | ({job} & set(wanted))
+        if missing:
+            raise NotFound(f"no job {min(missing)!r} for job {job} to come after")
         connection.execute(
-            insert(EventRow).values(
-                at=self.clock(), job=job, attempt=attempt, kind=kind, by=by, detail=dict(detail or {})
-            )
+            insert(DependencyRow),
+            [{"job": job, "on_job": on_job, "any": any_} for on_job, any_ in wanted.items()],
         )
+        self._refuse_hopeless(connection, job)
+
+    def _refuse_hopeless(self, connection: Connection, job: str) -> None:
+        """Raises Conflict if a job waits for the success of one that has ended without it.
+
+        Those that it waits for stay locked: one that fails just now must find it among those that wait.
+        """
+        others = connection.execute(select(DependencyRow.on_job).where(DependencyRow.job == job)).scalars()
+        _lock_in_order(connection, list(others), read=True)
+        row = connection.execute(
+            select(JobRow.id, JobRow.state)
+            .join(DependencyRow, DependencyRow.on_job == JobRow.id)
+            .where(DependencyRow.job == job, unmet(), JobRow.state.in_(FINAL))
+            .order_by(JobRow.sequence)
+        ).first()
+        if row is not None:
+            raise Conflict(f"job {job} comes after job {row.id}, which is {row.state}: retry that one first")
+
+    def _cancel_dependents(self, connection: Connection, job: str, state: JobState, by: str) -> None:
+        """A job has ended without success: those that wait for its success, and for theirs, end too."""
+        edges: list[tuple[str, str]] = []  # who waits for whom
+        while (found := _waiting(connection, job)) != edges:  # until nobody joins them any more
+            edges = found
+            _lock_in_order(connection, [waiting for waiting, _ in edges])
+        now, ended = self.clock(), {job: state}
+        for waiting, first in edges:
+            if first not in ended or waiting in ended:
+                continue
+            changed = connection.execute(
+                update(JobRow)
+                .where(JobRow.id == waiting, JobRow.state == JobState.QUEUED)
+                .values(
+                    state=JobState.CANCELLED,
+                    finished=now,
+                    cancel_requested=now,
+                    error=f"job {first}, which it comes after, is {ended[first]}",
+                )
+            ).rowcount
+            if changed:
+                ended[waiting] = JobState.CANCELLED
+                self._event(connection, EventKind.CANCELLED, job=waiting, by=by, detail={"because": first})
+
+
+def _waiting(connection: Connection, job: str) -> list[tuple[str, str]]:
+    """Who waits for whom among the queued jobs that need the success of `job`, directly or not; in the order
+    of submission, so that a job stands behind all that it waits for."""
+    found: dict[tuple[str, str], int] = {}
+    new = [job]
+    while new:
+        rows = connection.execute(
+            select(DependencyRow.job, DependencyRow.on_job, JobRow.sequence)
+            .join(JobRow, JobRow.id == DependencyRow.job)
+            .where(DependencyRow.on_job.in_(new), ~DependencyRow.any, JobRow.state == JobState.QUEUED)
+        ).all()
+        known = {waiting for waiting, _ in found}
+        found |= {(row.job, row.on_job): row.sequence for row in rows}
+        new = [waiting for waiting in dict.fromkeys(row.job for row in rows) if waiting not in known]
+    return sorted(found, key=lambda edge: (found[edge], edge))
+
+
+def _lock_in_order(connection: Connection, jobs: Iterable[str], *, read: bool = False) -> list[str]:
+    """Lock those of these jobs that there are, oldest first: two that lock some never wait in a circle."""
+    query = select(JobRow.id).where(JobRow.id.in_(list(jobs))).order_by(JobRow.sequence)
+    return list(connection.execute(query.with_for_update(read=read)).scalars())

@@ -7,11 +7,11 @@ from typing import Any
 from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from jobs.store.attempts import AttemptVerbs, finite
+from jobs.store.records import RecordVerbs, finite
+from jobs.store.states import EventKind
 from jobs.store.tables import CheckpointRow, ModelRow, PromotionRow, VersionRow
 from jobs.store.values import (
     Conflict,
-    EventKind,
     Model,
     NotFound,
     Promotion,
@@ -22,7 +22,7 @@ _VERSION = tuple(VersionRow.__table__.columns)
 _PROMOTION = tuple(PromotionRow.__table__.columns)
 
 
-class ModelVerbs(AttemptVerbs):
+class ModelVerbs(RecordVerbs):
     """Make, promote and roll back model versions."""
 
     def reserve_version(self, job: str, number: int, model: str) -> int:

@@ -15,6 +15,7 @@ from sqlalchemy import (
     ForeignKeyConstraint,
     Index,
     Integer,
+    LargeBinary,
     String,
     Text,
     TypeDecorator,
@@ -53,6 +54,7 @@ class Base(DeclarativeBase):
         str: Text(),
         float: Float(),
         int: Integer(),
+        bytes: LargeBinary(),
     }
 
 
@@ -78,12 +80,18 @@ class JobRow(Base):
     gpus: Mapped[float]
     state: Mapped[str] = mapped_column(String(20))
     attempt: Mapped[int]
-    attempt_limit: Mapped[int]
     created: Mapped[datetime]
     started: Mapped[datetime | None]
     finished: Mapped[datetime | None]
     cancel_requested: Mapped[datetime | None]
     error: Mapped[str | None]
+    not_before: Mapped[datetime | None]
+    held: Mapped[datetime | None]
+    yield_requested: Mapped[datetime | None]
+    time_limit: Mapped[float | None]
+    retry: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+    errors_used: Mapped[int] = mapped_column(server_default="0")
+    infrastructure_used: Mapped[int] = mapped_column(server_default="0")
 
 
 class AttemptRow(Base):
@@ -99,6 +107,7 @@ class AttemptRow(Base):
             sqlite_where=text("state IN ('starting', 'running')"),
             postgresql_where=text("state IN ('starting', 'running')"),
         ),
+        Index("attempts_by_end", "finished"),
     )
 
     job: Mapped[str] = mapped_column(String(40), ForeignKey("jobs.id"), primary_key=True)
@@ -112,6 +121,42 @@ class AttemptRow(Base):
     resumed_from: Mapped[int | None]
     error: Mapped[str | None]
     cause: Mapped[str | None] = mapped_column(String(20))
+    cpus: Mapped[float] = mapped_column(server_default="0")
+    gpus: Mapped[float] = mapped_column(server_default="0")
+    seconds: Mapped[float | None]
+
+
+class DependencyRow(Base):
+    """One job that waits for another: for its success or, if `any`, for its end."""
+
+    __tablename__ = "dependencies"
+    __table_args__ = (Index("dependencies_by_on_job", "on_job"),)
+
+    job: Mapped[str] = mapped_column(String(40), ForeignKey("jobs.id"), primary_key=True)
+    on_job: Mapped[str] = mapped_column(String(40), ForeignKey("jobs.id"), primary_key=True)
+    any: Mapped[bool]
+
+
+class SwitchRow(Base):
+    """One switch of the whole service, such as `drain`; `since` is null while it is off."""
+
+    __tablename__ = "switches"
+
+    name: Mapped[str] = mapped_column(String(20), primary_key=True)
+    since: Mapped[datetime | None]
+    by: Mapped[str | None] = mapped_column(String(200))
+
+
+class LogChunkRow(Base):
+    """A piece of an attempt's log: UTF-8 text, whole lines, from byte `start` of the log on."""
+
+    __tablename__ = "log_chunks"
+    __table_args__ = (ForeignKeyConstraint(["job", "attempt"], ["attempts.job", "attempts.number"]),)
+
+    job: Mapped[str] = mapped_column(String(40), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    start: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    text: Mapped[bytes]
 
 
 class ReportRow(Base):
@@ -209,7 +254,7 @@ class PromotionRow(Base):
 
 
 class EventRow(Base):
-    """One line of the history; rows are only ever added."""
+    """One line of the history; rows are only ever added, which triggers of the database hold."""
 
     __tablename__ = "events"
     __table_args__ = (Index("events_by_job", "job", "id"), {"sqlite_autoincrement": True})
@@ -219,5 +264,5 @@ class EventRow(Base):
     job: Mapped[str | None] = mapped_column(String(40), ForeignKey("jobs.id"))
     attempt: Mapped[int | None]
     kind: Mapped[str] = mapped_column(String(30))
-    by: Mapped[str] = mapped_column(String(200))
+    actor: Mapped[str] = mapped_column(String(200))
     detail: Mapped[dict[str, Any]]

@@ -1,111 +1,13 @@
-"""What the store hands out: frozen values, the states they pass through, and what can go wrong."""
+"""What the store hands out: frozen values, and what can go wrong."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
-from typing import Any
+from typing import Any, Literal, get_args
 
-
-class JobState(StrEnum):
-    """Where a job stands."""
-
-    QUEUED = "queued"
-    """It waits for its first or next attempt."""
-    RUNNING = "running"
-    """It has an active attempt."""
-    SUCCEEDED = "succeeded"
-    """An attempt recorded that training finished."""
-    FAILED = "failed"
-    """Its attempts are used up, or its config or data cannot be trained on."""
-    CANCELLED = "cancelled"
-    """Someone cancelled it before it was done."""
-
-    @property
-    def final(self) -> bool:
-        """Whether only `retry` leaves this state."""
-        return self not in (JobState.QUEUED, JobState.RUNNING)
-
-
-class AttemptState(StrEnum):
-    """Where an attempt stands."""
-
-    STARTING = "starting"
-    """The dispatcher opened it; its ranks have not reported yet."""
-    RUNNING = "running"
-    """Its ranks have started."""
-    SUCCEEDED = "succeeded"
-    """It recorded that training finished."""
-    FAILED = "failed"
-    """It recorded an error."""
-    CANCELLED = "cancelled"
-    """It stopped, or was killed, because its job was cancelled."""
-    LOST = "lost"
-    """It was found dead, or never started, without a record of its own."""
-
-    @property
-    def active(self) -> bool:
-        """Whether the attempt may still write."""
-        return self in (AttemptState.STARTING, AttemptState.RUNNING)
-
-
-ACTIVE: tuple[AttemptState, ...] = tuple(state for state in AttemptState if state.active)
-
-
-class Cause(StrEnum):
-    """Why an attempt ended without success."""
-
-    ERROR = "error"
-    """It raised; another attempt may fare better."""
-    BAD_CONFIG = "bad-config"
-    """The config or the data cannot be trained on: another attempt would fail the same way."""
-    CANCELLED = "cancelled"
-    """It stopped by itself after a cancel, with a checkpoint."""
-    KILLED = "killed"
-    """It did not stop in time after a cancel and was killed."""
-    DIED = "died"
-    """Its process, its node or its cluster went away."""
-    NEVER_STARTED = "never-started"
-    """It was opened, but no process ever came up."""
-    START_TIMEOUT = "start-timeout"
-    """Its ranks did not start in time: the cluster had no room for them, or they hung."""
-
-
-class EventKind(StrEnum):
-    """What an event tells."""
-
-    SUBMITTED = "submitted"
-    """A job was recorded."""
-    OPENED = "opened"
-    """The dispatcher opened an attempt."""
-    STARTED = "started"
-    """An attempt's ranks started."""
-    CHECKPOINT = "checkpoint"
-    """An attempt recorded a checkpoint."""
-    FINISHED = "finished"
-    """An attempt ended; the detail holds its state and cause."""
-    REQUEUED = "requeued"
-    """The job waits for another attempt."""
-    CANCEL_REQUESTED = "cancel-requested"
-    """Someone cancelled a running job; its attempt has to stop."""
-    CANCELLED = "cancelled"
-    """The job ended as cancelled."""
-    SUCCEEDED = "succeeded"
-    """The job ended as succeeded."""
-    FAILED = "failed"
-    """The job ended as failed."""
-    RETRIED = "retried"
-    """Someone put an ended job back into the queue."""
-    UNFIT = "unfit"
-    """The job needs more than the whole cluster has; it waits for a larger one."""
-    VERSION = "version"
-    """An attempt made a model version."""
-    PROMOTED = "promoted"
-    """A version became the served one."""
-    ROLLED_BACK = "rolled-back"
-    """The version served before became the served one again."""
+from jobs.store.states import AttemptState, Cause, EventKind, JobState
 
 
 class StoreError(Exception):
@@ -133,6 +35,16 @@ class Conflict(StoreError):
     """What was asked contradicts what is recorded."""
 
 
+class Taken(Conflict):
+    """The id given to a new job is that of another one."""
+
+    def __init__(self, job: str, *, config: bool):
+        self.config = config  # it is their configs that differ, not what they come after
+        differs = "exists with another config" if config else "exists and comes after other jobs"
+        same = "the config that it was given" if config else "those that it was given"
+        super().__init__(f"job {job} {differs}; take another id, or {same}")
+
+
 class StaleAttempt(StoreError):
     """The attempt is not its job's active one any more: nothing that it writes counts."""
 
@@ -140,6 +52,20 @@ class StaleAttempt(StoreError):
         self.job = job
         self.number = number
         super().__init__(f"attempt {number} of job {job} is not its active attempt; its write was refused")
+
+
+RetryOn = Literal["infrastructure", "error", "timeout"]
+RETRY_ON: tuple[RetryOn, ...] = get_args(RetryOn)
+
+
+@dataclass(frozen=True)
+class Retry:
+    """When a job is tried again after an attempt that ended badly."""
+
+    max_attempts: int = 3  # that may end by an error, or at the time limit, before the job counts as failed
+    on: tuple[RetryOn, ...] = ("infrastructure", "error")  # the kinds of cause after which it is tried again
+    backoff: float = 10.0  # seconds before the second retry in a row; the first is at once, each further x 2
+    max_infrastructure: int = 10  # infrastructure failures in a row, without progress, before it has failed
 
 
 @dataclass(frozen=True)
@@ -153,7 +79,6 @@ class Job:
     priority: int  # higher goes first
     state: JobState
     attempt: int  # number of the newest attempt, 0 before the first
-    attempt_limit: int  # the attempt with this number is the last
     ranks: int
     cpus: float  # of all ranks
     gpus: float
@@ -161,7 +86,14 @@ class Job:
     started: datetime | None  # of the first attempt
     finished: datetime | None
     cancel_requested: datetime | None
-    error: str | None  # of the newest attempt that ended badly
+    error: str | None  # of the newest attempt that ended badly; why it ended otherwise than by an attempt
+    not_before: datetime | None  # it does not start earlier: someone said so, or a retry waits
+    held: datetime | None  # since when it is held back
+    yield_requested: datetime | None  # since when its attempt is asked to make way
+    time_limit: float | None  # seconds that an attempt may train, from when its ranks start
+    retry: Retry
+    errors_used: int  # attempts that count against retry.max_attempts, since it was submitted or retried
+    infrastructure_used: int  # failures of infrastructure in a row, without a new checkpoint between them
 
 
 @dataclass(frozen=True)
@@ -179,6 +111,9 @@ class Attempt:
     resumed_from: int | None  # id of the checkpoint that it began from
     error: str | None
     cause: Cause | None
+    cpus: float  # of all its ranks
+    gpus: float
+    seconds: float | None  # from its ranks' start to its end; none while it is active
 
     @property
     def actor(self) -> str:
@@ -268,5 +203,91 @@ class Event:
     job: str | None
     attempt: int | None
     kind: EventKind
-    by: str
+    actor: str  # a user of the operating system, a dispatcher, or `attempt`
     detail: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A job that waits, as a scheduler sees it."""
+
+    id: str
+    name: str
+    owner: str
+    priority: int  # higher goes first
+    sequence: int  # order of submission
+    attempt: int  # number of the newest attempt; the next one is one more
+    ranks: int
+    cpus: float  # of all ranks
+    gpus: float
+    created: datetime
+    not_before: datetime | None
+    held: datetime | None
+    time_limit: float | None
+    blocked_by: tuple[str, ...]  # the jobs that must end first
+    eligible: bool  # whether only resources, shares and the order of the queue keep it from starting
+
+
+@dataclass(frozen=True)
+class Running:
+    """A job with an active attempt, as a scheduler sees it."""
+
+    id: str
+    name: str
+    owner: str
+    priority: int
+    sequence: int
+    attempt: int
+    state: AttemptState  # starting or running
+    ranks: int
+    cpus: float  # of all ranks
+    gpus: float
+    created: datetime
+    opened: datetime
+    started: datetime | None  # its ranks' first word
+    time_limit: float | None
+    cancel_requested: datetime | None
+    yield_requested: datetime | None
+
+    @property
+    def actor(self) -> str:
+        """The name under which the cluster knows its attempt."""
+        return f"{self.id}-{self.attempt}"
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What somebody, or some job, has used of the cluster."""
+
+    cpu_seconds: float
+    gpu_seconds: float
+    seconds: float  # that attempts trained, whatever they held
+    attempts: int
+
+
+@dataclass(frozen=True)
+class Dependency:
+    """One job that another waits for."""
+
+    job: str  # the one that waits
+    on_job: str
+    any: bool  # its end will do; False: its success is needed
+    state: JobState  # of `on_job`
+
+    @property
+    def met(self) -> bool:
+        """Whether it keeps the job from starting no more."""
+        return self.state.final if self.any else self.state is JobState.SUCCEEDED
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether it will never be met unless somebody retries `on_job`."""
+        return not self.met and self.state.final
+
+
+@dataclass(frozen=True)
+class Drain:
+    """The service is being drained: what is under way is finished, nothing new starts."""
+
+    since: datetime
+    by: str

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -19,7 +20,7 @@ from jobs.config import JobConfig, from_mapping
 from jobs.queue import Queue
 from jobs.service import Service
 from jobs.settings import Settings
-from jobs.store import Job, Store
+from jobs.store import Job, Retry, Store
 
 from . import postgresql
 
@@ -195,7 +196,16 @@ def config() -> JobConfig:
 def add_job(store: Store, config: JobConfig) -> Callable[..., Job]:
     """Records a job straight in the store."""
 
-    def add(id: str, *, priority: int = 0, cpus: float = 1, gpus: float = 0, owner: str = "ada") -> Job:
+    def add(
+        id: str,
+        *,
+        priority: int = 0,
+        cpus: float = 1,
+        gpus: float = 0,
+        owner: str = "ada",
+        retry: Retry | None = None,
+        **more: Any,
+    ) -> Job:
         job, _ = store.add_job(
             id,
             config=config.model_dump(mode="json"),
@@ -205,7 +215,8 @@ def add_job(store: Store, config: JobConfig) -> Callable[..., Job]:
             ranks=1,
             cpus=cpus,
             gpus=gpus,
-            attempt_limit=config.max_attempts,
+            retry=retry or Retry(**config.retry.model_dump()),
+            **more,
         )
         return job
 

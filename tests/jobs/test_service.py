@@ -24,6 +24,7 @@ from jobs.store import (
     JobState,
     NewCheckpoint,
     NotFound,
+    Retry,
     Store,
 )
 from jobs.store.tables import JobRow
@@ -160,7 +161,7 @@ def test_a_retried_job_is_queued_for_its_next_attempt(service: Service, add_job:
     service.finish("first", 1, AttemptState.FAILED, by="test", cause=Cause.BAD_CONFIG, error="x")
     assert service.queue.entries() == {}
     done = service.retry("fir", by="ada")
-    assert (done.job.state, done.job.attempt_limit, done.queued) == (JobState.QUEUED, 3, True)
+    assert (done.job.state, done.job.errors_used, done.queued) == (JobState.QUEUED, 0, True)
     assert service.queue.entries() == {"first": 2}
     with pytest.raises(Conflict, match="is queued"):
         service.retry("first")
@@ -186,7 +187,7 @@ def test_emptying_redis_loses_nothing(
     service: Service, store: Store, config: JobConfig, redis_server: RedisServer
 ):
     priorities = random.Random(5)
-    values = {"name": "reviews", "owner": "ada", "ranks": 1, "cpus": 1, "gpus": 0, "attempt_limit": 3}
+    values = {"name": "reviews", "owner": "ada", "ranks": 1, "cpus": 1, "gpus": 0}
     rows = [
         {
             "id": f"job-{n:04}",
@@ -262,15 +263,19 @@ def test_a_dead_attempt_is_retried_only_when_it_is_surely_dead(
     assert [attempt.job for attempt in service.reconcile(cluster)] == ["leased"]
 
 
-def test_the_last_attempt_that_dies_fails_the_job(service: Service, add_job: AddJob, clock: Clock):
-    add_job("first")
+def test_attempts_that_die_one_after_the_other_fail_the_job(service: Service, add_job: AddJob, clock: Clock):
+    add_job("first", retry=Retry(max_attempts=1, max_infrastructure=1))
     for number in (1, 2):
         service.store.open_attempt("first", number, by="test")
         service.store.join_attempt("first", number, host="here")
         service.store.start_attempt("first", number)
         service.reconcile(Cluster(first_1="dead", first_2="dead"))
     job = service.store.job("first")
-    assert (job.state, job.error) == (JobState.FAILED, "attempt 2 died without a word")
+    assert (job.state, job.errors_used) == (JobState.FAILED, 0)
+    assert job.error == (
+        "attempt 2 died without a word; infrastructure failed 2 times in a row, without a new checkpoint in "
+        "between"
+    )
     assert service.queue.entries() == {}
 
 

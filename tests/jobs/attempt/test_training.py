@@ -118,7 +118,6 @@ def test_a_config_that_this_version_does_not_know_fails_at_once(attempt: Callabl
         ranks=1,
         cpus=1,
         gpus=0,
-        attempt_limit=3,
     )
     attempt("first").run()
     assert store.job("first").state is JobState.FAILED

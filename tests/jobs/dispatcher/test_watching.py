@@ -15,7 +15,7 @@ import pytest
 from jobs.config import JobConfig
 from jobs.dispatcher import Dispatcher, Timings
 from jobs.service import Service
-from jobs.store import AttemptState, Cause, JobState, Store
+from jobs.store import AttemptState, Cause, JobState, Retry, Store
 
 from ..conftest import DATABASES as DATABASES
 from ..conftest import Clock, RedisServer
@@ -113,7 +113,7 @@ def test_an_attempt_that_cannot_be_killed_keeps_nobody_else_waiting(
 def test_ranks_that_do_not_start_in_time_are_stopped_and_tried_again(
     dispatcher: At, service: Service, cluster: Cluster, add_job: AddJob, clock: Clock
 ):
-    add_job("one")
+    add_job("one", retry=Retry(max_infrastructure=1))
     dispatcher.step()
     service.store.join_attempt("one", 1, host="here")  # its process is there, its ranks are not
     clock.forward(119)
@@ -127,7 +127,7 @@ def test_ranks_that_do_not_start_in_time_are_stopped_and_tried_again(
     clock.forward(121)
     dispatcher.step()
     job = service.store.job("one")
-    assert job.state is JobState.FAILED  # it had two attempts
+    assert job.state is JobState.FAILED  # it had one retry
     assert "did not start within 120 s" in (job.error or "")
 
 

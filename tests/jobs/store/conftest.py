@@ -18,7 +18,6 @@ VALUES: dict[str, Any] = {
     "ranks": 1,
     "cpus": 1,
     "gpus": 0,
-    "attempt_limit": 2,
 }
 
 

@@ -70,7 +70,7 @@ def test_an_attempt_from_start_to_success(store: Store, add_job: AddJob):
     assert attempt.opened <= (attempt.started or attempt.opened) <= (attempt.finished or attempt.opened)
     assert kinds(store, "first") == [
         EventKind.SUBMITTED,
-        EventKind.OPENED,
+        EventKind.CLAIMED,
         EventKind.STARTED,
         EventKind.FINISHED,
         EventKind.SUCCEEDED,

@@ -144,22 +144,23 @@ def test_a_cancel_is_not_lost_between_two_states(store: Store, database_url: str
 def test_retry_gives_new_attempts(store: Store, add_job: AddJob):
     add_job("first")
     with pytest.raises(Conflict, match="only a failed or cancelled job"):
-        store.retry("first", "ada", 2)
+        store.retry("first", "ada")
     store.open_attempt("first", 1, by="test")
     store.finish_attempt("first", 1, AttemptState.FAILED, by="test", cause=Cause.BAD_CONFIG, error="no data")
     assert store.job("first").error == "no data"
-    job = store.retry("first", "ada", 2)
-    assert (job.state, job.attempt, job.attempt_limit, job.error, job.finished) == (
+    assert store.job("first").errors_used == 1
+    job = store.retry("first", "ada")
+    assert (job.state, job.attempt, job.errors_used, job.error, job.finished) == (
         JobState.QUEUED,
         1,
-        3,
+        0,
         None,
         None,
     )
     for number in (2, 3):
         store.open_attempt("first", number, by="test")
         job = store.finish_attempt(
-            "first", number, AttemptState.LOST, by="test", cause=Cause.DIED, error="gone"
+            "first", number, AttemptState.FAILED, by="test", cause=Cause.ERROR, error="gone"
         )
     assert job.state is JobState.FAILED
 
@@ -174,7 +175,7 @@ def test_events_are_told_from_where_one_left_off(store: Store, add_job: AddJob):
         EventKind.SUBMITTED,
         EventKind.CANCELLED,
     ]
-    assert [event.by for event in store.events("first")] == ["ada", "bob"]
+    assert [event.actor for event in store.events("first")] == ["ada", "bob"]
     assert store.events(after=all_events[1].id) == all_events[2:]
     assert store.note_unfit("second", "dispatcher", "needs 8 GPUs, the cluster has 0")
     assert not store.note_unfit("second", "dispatcher", "needs 8 GPUs, the cluster has 0")

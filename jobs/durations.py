@@ -1,0 +1,42 @@
+"""Lengths of time and moments as people write them: `90m`, `2h30m`; `2030-01-31 18:00`, `18:00`, `+2h`."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timedelta
+
+_UNITS = {"w": 604800.0, "d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
+_PART = re.compile(r"(\d+(?:\.\d+)?)\s*([wdhms])\s*")
+_LENGTH = re.compile(rf"(?:{_PART.pattern})+")
+_TIME = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?")
+
+
+def seconds(text: str) -> float:
+    """`90`, `90s`, `1.5h`, `2h30m`, `1d12h` in seconds. Raises ValueError for anything else."""
+    text = text.strip()
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    if not _LENGTH.fullmatch(text):
+        raise ValueError(f"{text!r} is no length of time: a number of seconds, or such as 90m, 2h30m, 3d")
+    return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
+
+
+def moment(text: str, now: datetime) -> datetime:
+    """A moment: `+2h` from now, `18:00` (the next one), or ISO 8601; in the zone of `now` if it names none.
+
+    Raises ValueError for anything else.
+    """
+    text = text.strip()
+    if text.startswith("+"):
+        return now + timedelta(seconds=seconds(text[1:]))
+    if _TIME.fullmatch(text):
+        hour, minute, *rest = (int(part) for part in text.split(":"))
+        day = now.replace(hour=hour, minute=minute, second=rest[0] if rest else 0, microsecond=0)
+        return day if day > now else day + timedelta(days=1)
+    try:
+        given = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(
+            f"{text!r} is no moment: such as 18:00, +2h, 2030-01-31T18:00 or 2030-01-31T18:00Z"
+        ) from error
+    return given if given.tzinfo else given.replace(tzinfo=now.tzinfo)
