@@ -76,13 +76,20 @@ class MinGRUDecoder(nn.Module):
         self.layers = nn.ModuleList(_MinGRU(latent, hidden, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(hidden)
 
-    def spread_memory(self) -> None:
-        """Set initial gates that forget over two to fifty-odd tokens: some units begin as a memory."""
+    def begin(self) -> None:
+        """Set the weights that do not begin as any layer's do.
+
+        Some units begin as a memory: gates forget over two to fifty-odd tokens. And z has no influence at first:
+        a draw of an encoder that knows nothing is noise, which a decoder would first have to unlearn.
+        """
         for layer in self.layers:
             assert isinstance(layer, _MinGRU)
             hidden = layer.outer.in_features
             with torch.no_grad():
                 layer.inner.bias[:hidden] = -torch.linspace(0.0, 4.0, hidden)
+            for of_latent in (layer.of_latent, layer.initial):
+                if of_latent is not None:
+                    nn.init.zeros_(of_latent.weight)
 
     def start(self, z: Tensor) -> State:
         """The tokens before the first one (batch, 2, embedding), zeros, and each layer's (batch, hidden)."""

@@ -84,7 +84,7 @@ class TextVAE(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         if isinstance(self.decoder, MinGRUDecoder):
-            self.decoder.spread_memory()
+            self.decoder.begin()
 
     # Training
 

@@ -6,6 +6,7 @@ weights they give our loss; a test compares the two.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -78,7 +79,8 @@ class Modern(nn.Module):
         table = vocabulary + (sizes.ngram_buckets if sizes.ngram_order > 1 else 0)
         self.encoder = _Ngrams(table, sizes.encoder_hidden)
         self.mean = nn.Linear(sizes.encoder_hidden, sizes.latent)
-        self.log_var = nn.Linear(sizes.encoder_hidden, sizes.latent)
+        learned = sizes.variance == "learned"
+        self.log_var = nn.Linear(sizes.encoder_hidden, sizes.latent) if learned else None
         self.decoder = _Decoder(config, recurrence)
         self.output_bias = nn.Parameter(torch.zeros(vocabulary))
         self.sentiment_output = nn.Linear(sizes.latent, 1)
@@ -86,7 +88,7 @@ class Modern(nn.Module):
     def loss(self, batch: Batch) -> Tensor:
         """() of a batch, the mean over its reviews."""
         tokens, reviews = batch.tokens, len(batch)  # (batch, length)
-        mean, log_var = self.posterior(batch)  # (batch, latent) each
+        mean, log_var, told = self.posterior(batch)  # (batch, latent) each
         z = mean + torch.exp(log_var / 2) * torch.randn_like(mean)
         previous = F.pad(tokens[:, :-1], (1, 0), value=START)
         hidden = self.decoder(self.embedding(previous), z)  # (batch, length, hidden)
@@ -96,15 +98,20 @@ class Modern(nn.Module):
         )
         kl = -0.5 * (1 + log_var - mean.square() - log_var.exp()).mean(dim=0)  # (latent,)
         charged = kl.clamp(min=self.objective.free_bits).sum() * reviews
-        logit = self.sentiment_output(mean)[:, 0]
+        logit = self.sentiment_output(told)[:, 0]
         known = (batch.labels >= 0).float()
         target = batch.labels.clamp(min=0).float()
         sentiment = F.binary_cross_entropy_with_logits(logit, target, weight=known, reduction="sum")
         total = reconstruction + self.objective.kl_weight * charged
+        if self.objective.decorrelation_weight:
+            scale = self.sizes.mean_scale or 1.0
+            correlations = mean.T @ mean / (reviews * scale**2)  # (latent, latent)
+            off = correlations - torch.diag(torch.diag(correlations))
+            total = total + self.objective.decorrelation_weight * off.square().sum() * reviews
         return (total + self.objective.sentiment_weight * sentiment) / reviews
 
-    def posterior(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Mean and log variance (batch, latent)."""
+    def posterior(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, log variance, and the mean that the sentiment is read off: (batch, latent) each."""
         tokens, lengths = batch.tokens, batch.lengths[:, None]
         places = torch.arange(tokens.shape[1], device=tokens.device)
         ids = []
@@ -113,15 +120,21 @@ class Modern(nn.Module):
             ids.append(grams.masked_fill(places[: grams.shape[1]] + order > lengths, PAD))
         grams = torch.cat(ids, dim=1)  # (batch, n-grams), PAD where there is none
         scale = (grams != PAD).sum(dim=1, keepdim=True).sqrt()
+        features = self.encoder.table(grams) / scale
+        told = features
         if self.training and self.sizes.ngram_dropout:
             kept = 1.0 - self.sizes.ngram_dropout
             grams = grams.masked_fill(torch.rand(grams.shape, device=grams.device) >= kept, PAD)
-            scale = scale * kept
-        features = self.encoder.table(grams) / scale
-        mean = self.mean(features)
+            told = self.encoder.table(grams) / (scale * kept)
+        mean, told = self.mean(features), self.mean(told)
         if self.sizes.mean_scale is not None:  # a timed step is one of training: statistics are the batch's
-            mean = F.batch_norm(mean, None, None, training=True) * self.sizes.mean_scale
-        return mean, self.log_var(features)
+            variance, center = torch.var_mean(mean, dim=0, correction=0)
+            factor = self.sizes.mean_scale / (variance + 1e-5).sqrt()
+            mean, told = (mean - center) * factor, (told - center) * factor
+        if self.log_var is not None:
+            return mean, self.log_var(features), told
+        assert self.sizes.mean_scale is not None
+        return mean, torch.full_like(mean, math.log(1 - self.sizes.mean_scale**2)), told
 
     def ngrams(self, tokens: Tensor, order: int) -> Tensor:
         """The rows of the table, by the hash of textvae.encoders: (batch, length - order + 1)."""

@@ -65,3 +65,16 @@ def test_the_mingru_is_the_recurrence_of_its_paper() -> None:
         h = (1 - g) * h + g * candidate
         out = x + layer.outer(h * opened * torch.sigmoid(opened))
         torch.testing.assert_close(got[position], of.norm(out), rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_minimal_gru_begins_without_a_latent_and_with_memories_of_many_lengths() -> None:
+    torch.manual_seed(0)
+    of = MinGRUDecoder(2, 3, 9, 2, 0.0)
+    of.begin()
+    embedded = torch.randn(1, 5, 2)
+    z = torch.randn(2, 1, 3)
+    hidden = [of.advance(embedded, each, of.start(each))[0] for each in z]
+    torch.testing.assert_close(hidden[0], hidden[1])
+    forgets = torch.sigmoid(of.layers[1].inner.bias[:9])
+    assert forgets[0] == 0.5 and forgets[-1] == pytest.approx(1 / 55.6, rel=1e-3)

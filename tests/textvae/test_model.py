@@ -316,3 +316,32 @@ def test_token_losses_count_real_tokens_and_nothing_else(kind: str) -> None:
             likeliest = int(log_p[row, position].argmax()) == token
             assert bool(correct[row, position]) == (real and likeliest)
         assert float(model.log_likelihood(z, tokens)[row]) == pytest.approx(-total, abs=1e-4)
+
+
+def test_ngrams_are_dropped_for_the_sentiment_alone_and_in_training_alone() -> None:
+    sizes = {"encoder": "ngrams", "ngram_dropout": 0.9, "mean_scale": 0.5, "variance": "fixed"}
+    model, data = TextVAE(config(model=sizes)), batch("elbo")
+    with torch.no_grad():
+        (a, _, told_a), (b, _, told_b) = (model._posterior(data.tokens, data.lengths) for _ in range(2))
+        assert torch.equal(a, b) and not torch.equal(told_a, told_b)
+        mean, log_var, told = model.eval()._posterior(data.tokens, data.lengths)
+        assert torch.equal(mean, told)
+        assert log_var.unique().exp().tolist() == pytest.approx([1 - 0.5**2])
+    loss = model.train()(data).loss
+    loss.backward()
+    assert model.encoder is not None and all(p.grad is not None for p in model.encoder.parameters())
+
+
+def test_means_that_say_the_same_are_charged_for_it() -> None:
+    sizes = {"encoder": "ngrams", "ngram_dropout": 0.0, "mean_scale": 0.5, "noise_std": 1e-6}
+    losses = []
+    for weight in (0.0, 3.0):
+        torch.manual_seed(0)
+        model = TextVAE(config(model=sizes, decorrelation_weight=weight))
+        assert model.mean is not None
+        nn.init.constant_(model.mean.weight, 100.0)  # all four dimensions are one
+        losses.append(float(model(batch("elbo")).loss.detach()))
+        evaluated = [float(model.eval()(batch("elbo")).loss.detach()) for _ in range(2)]
+        assert evaluated[0] == pytest.approx(evaluated[1], rel=1e-4)
+    # Twelve pairs of dimensions, each with a correlation of one, for five reviews.
+    assert losses[1] - losses[0] == pytest.approx(3.0 * 12 * 5, rel=0.02)
