@@ -1,0 +1,51 @@
+"""Who starts when: a policy without I/O and without a clock. `docs/scheduling.md` says what it promises."""
+
+from __future__ import annotations
+
+from jobs.scheduling.accounts import Accounts, Spent
+from jobs.scheduling.backlog import Backlog
+from jobs.scheduling.deciding import decide
+from jobs.scheduling.order import Line, first_of_groups
+from jobs.scheduling.policy import Policy, Preempting, Share, parse_policy, read_policy
+from jobs.scheduling.values import (
+    Blocked,
+    Cluster,
+    Decisions,
+    Group,
+    History,
+    Node,
+    Preemption,
+    Reason,
+    Reservation,
+    Running,
+    Shape,
+    Used,
+    Waiting,
+)
+
+__all__ = [
+    "Accounts",
+    "Backlog",
+    "Blocked",
+    "Cluster",
+    "Decisions",
+    "Group",
+    "History",
+    "Line",
+    "Node",
+    "Policy",
+    "Preempting",
+    "Preemption",
+    "Reason",
+    "Reservation",
+    "Running",
+    "Shape",
+    "Share",
+    "Spent",
+    "Used",
+    "Waiting",
+    "decide",
+    "first_of_groups",
+    "parse_policy",
+    "read_policy",
+]

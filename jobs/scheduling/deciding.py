@@ -1,0 +1,122 @@
+"""What starts now, what makes room for whom, and for which job room is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from jobs.scheduling.backlog import Backlog
+from jobs.scheduling.order import Line
+from jobs.scheduling.policy import Policy
+from jobs.scheduling.room import Pool, Reserved
+from jobs.scheduling.values import (
+    SLACK,
+    Cluster,
+    Decisions,
+    History,
+    Preemption,
+    Reservation,
+    Running,
+    Waiting,
+)
+
+
+def decide(
+    waiting: Backlog | Iterable[Waiting],
+    running: Sequence[Running],
+    cluster: Cluster,
+    history: History,
+    policy: Policy,
+    now: float,
+) -> Decisions:
+    """What to do at the moment `now`. Nothing is changed; the same arguments give the same answer.
+
+    Jobs are looked at in order (`Line`) and start while they fit. Room is kept for the first that does not
+    fit; those behind it start only if it need not wait longer for that.
+    """
+    backlog = waiting if isinstance(waiting, Backlog) else Backlog(waiting)
+    pool = Pool(cluster)
+    line = Line(backlog, running, cluster, history, policy, now)
+    start: list[Waiting] = []
+    first: Waiting | None = None
+    reserved: Reserved | None = None
+    while (job := line.next()) is not None:
+        shape = job.shape
+        if line.over_quota(job.owner, shape):
+            # Its owner's later jobs wait behind it, or small ones would keep it out for ever.
+            line.block(job.owner)
+        elif not pool.fits(shape):
+            line.fail(shape)
+            if reserved is None:
+                first = job
+                reserved = Reserved(
+                    shape, [*running, *(_as_running(s, now) for s in start)], pool, now, policy
+                )
+        elif reserved is not None and not reserved.allows(shape, now):
+            line.fail(shape)
+        else:
+            pool.take(shape)
+            if reserved is not None:
+                reserved.take(shape, now)
+            start.append(job)
+            line.started(job)
+        if reserved is not None and pool.cpus <= SLACK:
+            break  # every job needs some of a CPU
+    if first is None or reserved is None:
+        return Decisions(tuple(start))
+    preempt = make_room(first, running, pool, reserved.at, policy, now)
+    return Decisions(tuple(start), preempt, Reservation(first.id, reserved.at))
+
+
+def make_room(
+    job: Waiting, running: Sequence[Running], pool: Pool, at: float | None, policy: Policy, now: float
+) -> tuple[Preemption, ...]:
+    """Which running jobs yield to `job`, the first that does not fit; none if that would not be enough.
+
+    Only the priorities that were asked for count here, never what waiting has lifted: so no job can displace
+    one that displaced it.
+    """
+    rules = policy.preemption
+    if not rules.enabled or now - max(job.since, job.not_before or job.since) < rules.patience:
+        return ()
+    if at is not None and at <= now + rules.patience:
+        return ()
+    leaving = [other for other in running if other.yielding is not None or other.ending]
+    cpus = job.cpus - pool.cpus - sum(other.cpus for other in leaving)
+    gpus = job.gpus - pool.gpus - sum(other.gpus for other in leaving)
+    candidates = sorted(
+        (other for other in running if _displaceable(other, job, policy, now)),
+        key=lambda other: (other.priority, -(other.started or 0.0), other.id),
+    )
+    chosen: list[Running] = []
+    for other in candidates:
+        if cpus <= SLACK and gpus <= SLACK:
+            break
+        if (cpus > SLACK and other.cpus > 0) or (gpus > SLACK and other.gpus > 0):
+            chosen.append(other)
+            cpus, gpus = cpus - other.cpus, gpus - other.gpus
+    if not chosen or cpus > SLACK or gpus > SLACK:
+        return ()
+    for other in chosen[::-1]:  # of those that were taken, the ones that later ones made unnecessary
+        if cpus + other.cpus <= SLACK and gpus + other.gpus <= SLACK:
+            chosen.remove(other)
+            cpus, gpus = cpus + other.cpus, gpus + other.gpus
+    return tuple(Preemption(other.id, job.id) for other in chosen)
+
+
+def _displaceable(other: Running, job: Waiting, policy: Policy, now: float) -> bool:
+    rules = policy.preemption
+    return (
+        other.yielding is None
+        and not other.ending
+        and other.priority + rules.gap <= job.priority
+        and other.displaced < rules.times
+        and other.started is not None
+        and now - other.started >= rules.uninterrupted
+    )
+
+
+def _as_running(job: Waiting, now: float) -> Running:
+    """A job that starts in this pass, as the next one would see it."""
+    return Running(
+        job.id, job.owner, job.priority, job.ranks, job.cpus, job.gpus, opened=now, limit=job.limit
+    )

@@ -1,0 +1,164 @@
+"""What the policy is told and what it answers. Moments are seconds since the epoch; no clock is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+SLACK = 1e-6  # halves and thirds of a CPU do not add up exactly
+
+Group = tuple[str, int]  # jobs of one owner with one priority: they go in order of submission
+
+
+class Shape(NamedTuple):
+    """What decides whether a job fits: jobs of one shape fit, or do not, alike."""
+
+    ranks: int
+    cpus: float  # of all ranks
+    gpus: float
+    limit: float | None  # seconds after which an attempt is ended
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A job in the queue."""
+
+    id: str
+    owner: str
+    priority: int
+    ranks: int
+    cpus: float
+    gpus: float
+    sequence: int  # order of submission
+    since: float  # when it was submitted, or last put back into the queue
+    number: int = 1  # of its next attempt
+    limit: float | None = None
+    not_before: float | None = None
+    held: bool = False
+    blocked_by: tuple[str, ...] = ()  # jobs that have to end first
+    expected: float | None = None  # seconds that it may take, a guess for estimates alone
+
+    @property
+    def group(self) -> Group:
+        """The jobs among which it goes in order of submission."""
+        return self.owner, self.priority
+
+    @property
+    def shape(self) -> Shape:
+        """What decides whether it fits."""
+        return Shape(self.ranks, self.cpus, self.gpus, self.limit)
+
+    def ready(self, now: float) -> bool:
+        """Whether nothing but its place in the queue, quotas and room keeps it from starting."""
+        return not self.held and not self.blocked_by and (self.not_before is None or self.not_before <= now)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A job with an active attempt."""
+
+    id: str
+    owner: str
+    priority: int
+    ranks: int
+    cpus: float
+    gpus: float
+    opened: float  # when its attempt was opened: from here on it is charged
+    started: float | None = None  # when its ranks were all there
+    limit: float | None = None  # seconds from `started` after which the attempt is ended
+    displaced: int = 0  # attempts that it lost to preemption
+    yielding: float | None = None  # when it was asked to make room
+    ending: bool = False  # it was asked to stop for another reason, such as a cancel
+    expected: float | None = None  # when it may end, a guess for estimates alone
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What is free on one machine."""
+
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What there is, and what of it a job may be given now."""
+
+    total_cpus: float
+    total_gpus: float
+    free_cpus: float
+    free_gpus: float
+    nodes: tuple[Node, ...] = ()  # what is free where; without it, ranks fit wherever the sums allow it
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What an owner has used, decayed."""
+
+    cpu_seconds: float = 0.0  # of attempts without GPUs
+    gpu_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class History:
+    """What went before, as far as the order of the queue depends on it."""
+
+    used: Mapping[str, Used] = field(default_factory=dict)  # by owner, running attempts included
+    turns: Mapping[Group, float] = field(default_factory=dict)  # last start of a job before the group's first
+
+
+class Blocked(StrEnum):
+    """Why a job does not start now."""
+
+    HELD = "held"
+    """Someone holds it."""
+    NOT_BEFORE = "not-before"
+    """Its time has not come."""
+    DEPENDENCY = "dependency"
+    """It waits for another job to end."""
+    QUOTA = "quota"
+    """Its owner has as much as the owner may have at once."""
+    RESOURCES = "resources"
+    """It is first, or nearly, and waits for others to end; or the cluster is too small for it."""
+    PRIORITY = "priority"
+    """Jobs that go before it wait too."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a job does not start now, and when it may."""
+
+    blocked: Blocked
+    text: str  # for a person
+    position: int | None = None  # 1 for the first of those that could start; none if it could not
+    waits_for: tuple[str, ...] = ()  # jobs that have to end first
+    starts: float | None = None  # at the latest if `guaranteed`, else an estimate; none if nobody can tell
+    guaranteed: bool = False
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """The first job that does not fit: nothing that starts before it makes it wait longer."""
+
+    job: str
+    at: float | None  # when it fits at the latest, by the time limits of what runs; none if they do not say
+
+
+@dataclass(frozen=True)
+class Preemption:
+    """A running job that has to make room."""
+
+    victim: str
+    by: str  # the waiting job of a higher class
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What to do now."""
+
+    start: tuple[Waiting, ...] = ()  # in order; all of them fit at once
+    preempt: tuple[Preemption, ...] = ()
+    reserved: Reservation | None = None
+    reasons: Mapping[str, Reason] = field(default_factory=dict)  # of the jobs asked about that do not start

@@ -1,0 +1,301 @@
+"""What every decision must hold, said again without heaps, indexes and shortcuts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from jobs.scheduling import Cluster, Node, Policy, Running, Used, Waiting
+from jobs.scheduling.room import Pool
+
+from .simulation import Pass
+
+
+def fits(job: Waiting, cpus: float, gpus: float) -> bool:
+    return job.cpus <= cpus + 1e-6 and job.gpus <= gpus + 1e-6
+
+
+def packs(job: Waiting, nodes: Sequence[Node]) -> bool:
+    """Whether the machines hold all of its ranks, each rank on one machine."""
+    return sum(max(n for n in range(job.ranks + 1) if _holds(node, job, n)) for node in nodes) >= job.ranks
+
+
+def _holds(node: Node, job: Waiting, ranks: int) -> bool:
+    return (
+        ranks * job.cpus / job.ranks <= node.cpus + 1e-6 and ranks * job.gpus / job.ranks <= node.gpus + 1e-6
+    )
+
+
+class Spec:
+    """The rules for one pass."""
+
+    def __init__(self, seen: Pass):
+        self.now, self.policy, self.cluster, self.history = seen.now, seen.policy, seen.cluster, seen.history
+        self.running = list(seen.running)
+        self.waiting = [job for job in seen.waiting if self._possible(job)]
+        self.top = max((job.priority for job in self.waiting), default=0)
+
+    def waited(self, job: Waiting) -> float:
+        """Seconds since the group had a turn: its first job was ready, or one before that started."""
+        first = min((j for j in self.waiting if j.group == job.group), key=lambda j: (j.sequence, j.id))
+        moments = [first.since, first.not_before or first.since]
+        if job.group in self.history.turns:
+            moments.append(self.history.turns[job.group])
+        return self.now - max(moments)
+
+    def overdue(self, job: Waiting) -> bool:
+        lift = max(0, self.top - job.priority) * self.policy.ageing
+        return self.waited(job) >= lift + self.policy.overdue
+
+    def level(self, job: Waiting) -> int:
+        return min(self.top, job.priority + math.floor(self.waited(job) / self.policy.ageing))
+
+    def share(self, owner: str, started: Sequence[Waiting] = ()) -> float:
+        used, weight = self.history.used.get(owner, Used()), self.policy.share(owner).weight
+        had = 0.0
+        if self.cluster.total_cpus:
+            had += used.cpu_seconds / self.cluster.total_cpus
+        if self.cluster.total_gpus:
+            had += used.gpu_seconds / self.cluster.total_gpus
+        for job in [*self.running, *started]:
+            if job.owner == owner:
+                total = self.cluster.total_gpus if job.gpus else self.cluster.total_cpus
+                had += self.policy.lookahead * (job.gpus or job.cpus) / total if total else 0.0
+        return had / weight
+
+    def over_quota(self, job: Waiting, started: Sequence[Waiting] = ()) -> bool:
+        share = self.policy.share(job.owner)
+        held = [other for other in [*self.running, *started] if other.owner == job.owner]
+        return (
+            (share.jobs is not None and len(held) + 1 > share.jobs)
+            or (share.cpus is not None and sum(o.cpus for o in held) + job.cpus > share.cpus + 1e-6)
+            or (share.gpus is not None and sum(o.gpus for o in held) + job.gpus > share.gpus + 1e-6)
+        )
+
+    def _possible(self, job: Waiting) -> bool:
+        share = self.policy.share(job.owner)
+        return (
+            not job.held
+            and not job.blocked_by
+            and (job.not_before is None or job.not_before <= self.now)
+            and fits(job, self.cluster.total_cpus, self.cluster.total_gpus)
+            and (share.cpus is None or job.cpus <= share.cpus + 1e-6)
+            and (share.gpus is None or job.gpus <= share.gpus + 1e-6)
+            and share.jobs != 0
+        )
+
+
+def latest_fit(
+    job: Waiting, running: Sequence[Running], cpus: float, gpus: float, policy: Policy, now: float
+) -> float | None:
+    """When the job fits at the latest if every attempt uses all of its time; none if no limit says so."""
+    ends = {now}
+    for other in running:
+        if (end := _ends(other, policy, now)) is not None:
+            ends.add(end)
+    for moment in sorted(ends):
+        gone = [o for o in running if (end := _ends(o, policy, now)) is not None and end <= moment]
+        if fits(job, cpus + sum(o.cpus for o in gone), gpus + sum(o.gpus for o in gone)):
+            return moment
+    return None
+
+
+def _ends(other: Running, policy: Policy, now: float) -> float | None:
+    known = [] if other.limit is None else [other.opened + other.limit + policy.margin]
+    known += [] if other.yielding is None else [other.yielding + policy.margin]
+    return max(now, min(known)) if known else None
+
+
+def check(seen: Pass) -> None:
+    """Raises AssertionError, saying what is wrong with the decision."""
+    spec = Spec(seen)
+    decisions, cluster, now = seen.decisions, seen.cluster, seen.now
+    started = list(decisions.start)
+    _check_room(started, cluster)
+    _check_quotas(spec, started)
+    left = [job for job in spec.waiting if job.id not in {s.id for s in started}]
+    cpus = cluster.free_cpus - sum(job.cpus for job in started)
+    gpus = cluster.free_gpus - sum(job.gpus for job in started)
+    reserved = next((job for job in left if decisions.reserved and job.id == decisions.reserved.job), None)
+    assert (reserved is None) == (decisions.reserved is None)
+    for i, job in enumerate(started):
+        assert job.ready(now), f"{job.id} was started and may not"
+        if not spec.overdue(job):
+            _check_inversion(spec, job, left, started[:i], reserved, cluster)
+    _check_nobody_is_forgotten(spec, left, started, reserved, cluster, cpus, gpus)
+    _check_reservation(
+        spec, started, reserved, decisions.reserved.at if decisions.reserved else None, cluster
+    )
+    _check_preemption(spec, seen)
+
+
+def _check_room(started: list[Waiting], cluster: Cluster) -> None:
+    assert sum(job.cpus for job in started) <= cluster.free_cpus + 1e-6
+    assert sum(job.gpus for job in started) <= cluster.free_gpus + 1e-6
+    for job in started:
+        assert packs(job, cluster.nodes), f"{job.id} was started without room for all of its ranks"
+
+
+def _check_quotas(spec: Spec, started: list[Waiting]) -> None:
+    for i, job in enumerate(started):
+        assert not spec.over_quota(job, started[:i]), f"{job.id} takes {job.owner} over the quota"
+
+
+def _check_inversion(
+    spec: Spec,
+    job: Waiting,
+    left: list[Waiting],
+    before: list[Waiting],
+    reserved: Waiting | None,
+    cluster: Cluster,
+) -> None:
+    """No job of higher priority was left waiting that could have had this one's room."""
+    pool = Pool(cluster)
+    for earlier in before:
+        pool.take(earlier.shape)
+    for other in left:
+        if other.priority <= spec.level(job) or spec.over_quota(other, before) or not pool.fits(other.shape):
+            continue
+        if _owner_waits(spec, other, left, before):
+            continue
+        # It would have fitted in its place; then it must be one that makes the reserved job wait.
+        assert reserved is not None and other.id != reserved.id, f"{job.id} went before {other.id}"
+        assert _delays(spec, other, reserved, before, cluster), (
+            f"{job.id} went before {other.id}, which would not have delayed {reserved.id}"
+        )
+
+
+def _owner_waits(spec: Spec, other: Waiting, left: list[Waiting], started: list[Waiting]) -> bool:
+    """Whether a job of the same owner that goes before it is kept back by the quota."""
+    return any(
+        mine.owner == other.owner and spec.level(mine) >= spec.level(other) and spec.over_quota(mine, started)
+        for mine in left
+    )
+
+
+def _delays(
+    spec: Spec, job: Waiting, reserved: Waiting, started: Sequence[Waiting], cluster: Cluster
+) -> bool:
+    """Whether `reserved` fits later, or may, if `job` starts now."""
+    running = [*spec.running, *(as_running(s, spec.now) for s in started)]
+    cpus = cluster.free_cpus - sum(s.cpus for s in started)
+    gpus = cluster.free_gpus - sum(s.gpus for s in started)
+    without = latest_fit(reserved, running, cpus, gpus, spec.policy, spec.now)
+    if fits(reserved, cpus, gpus):
+        return True  # there is room in sum, in pieces on several machines: anything may take a piece away
+    rest = (cpus - job.cpus, gpus - job.gpus)
+    if without is None:
+        # It may fit at any moment: what it needs of each kind must be free without this one's.
+        return (job.cpus > 0 and reserved.cpus > rest[0] + 1e-6) or (
+            job.gpus > 0 and reserved.gpus > rest[1] + 1e-6
+        )
+    with_it = latest_fit(reserved, [*running, as_running(job, spec.now)], *rest, spec.policy, spec.now)
+    return with_it is None or with_it > without + 1e-6
+
+
+def _check_nobody_is_forgotten(
+    spec: Spec,
+    left: list[Waiting],
+    started: list[Waiting],
+    reserved: Waiting | None,
+    cluster: Cluster,
+    cpus: float,
+    gpus: float,
+) -> None:
+    """Room stays free only if nobody can use it: then a job waits that does not fit, or is over its quota."""
+    if reserved is None:
+        blocked = {job.owner for job in left if spec.over_quota(job, started)}
+        assert {job.owner for job in left} <= blocked, "a job that fits was not started"
+    else:
+        assert not fits(reserved, cpus, gpus) or len(cluster.nodes) > 1, (
+            f"{reserved.id} fits and was not started"
+        )
+
+
+def _check_reservation(
+    spec: Spec, started: list[Waiting], reserved: Waiting | None, at: float | None, cluster: Cluster
+) -> None:
+    """What started from behind the reserved job does not make it wait."""
+    if reserved is None:
+        return
+    for i, job in enumerate(started):
+        behind = spec.level(job) < reserved.priority and not spec.overdue(job)
+        if behind:
+            assert not _delays(spec, job, reserved, started[:i], cluster), f"{job.id} delays {reserved.id}"
+    everyone = [*spec.running, *(as_running(s, spec.now) for s in started)]
+    cpus = cluster.free_cpus - sum(s.cpus for s in started)
+    gpus = cluster.free_gpus - sum(s.gpus for s in started)
+    fit = latest_fit(reserved, everyone, cpus, gpus, spec.policy, spec.now)
+    if at is not None and len(cluster.nodes) == 1:
+        assert fit is not None and fit <= at + 1e-6, f"{reserved.id} was promised {at}, and fits at {fit}"
+
+
+def _check_preemption(spec: Spec, seen: Pass) -> None:
+    rules = spec.policy.preemption
+    waiting = {job.id: job for job in spec.waiting}
+    running = {job.id: job for job in spec.running}
+    for each in seen.decisions.preempt:
+        victim, by = running[each.victim], waiting[each.by]
+        assert victim.priority + rules.gap <= by.priority, f"{by.id} displaced one of its own class"
+        assert victim.displaced < rules.times
+        assert victim.yielding is None
+        assert victim.started is not None and seen.now - victim.started >= rules.uninterrupted
+    if seen.decisions.preempt:
+        # Enough, and none of them for nothing.
+        by = waiting[seen.decisions.preempt[0].by]
+        victims = [running[each.victim] for each in seen.decisions.preempt]
+        leaving = [job for job in spec.running if job.yielding is not None or job.ending]
+        taken = list(seen.decisions.start)
+
+        def room(ending: list[Running]) -> bool:
+            cpus = seen.cluster.free_cpus + sum(j.cpus for j in ending) - sum(j.cpus for j in taken)
+            gpus = seen.cluster.free_gpus + sum(j.gpus for j in ending) - sum(j.gpus for j in taken)
+            return fits(by, cpus, gpus)
+
+        assert room([*leaving, *victims])
+        for victim in victims:
+            assert not room([*leaving, *(v for v in victims if v is not victim)]), f"{victim.id} for nothing"
+
+
+def reference(seen: Pass) -> tuple[list[str], str | None]:
+    """What starts, in order, and for which job room is kept: found by looking at every job every time."""
+    spec, started, out, blocked = Spec(seen), [], set(), set()  # type: ignore[var-annotated]
+    pool = Pool(seen.cluster)
+    reserved: Waiting | None = None
+    turned: set[tuple[str, int]] = set()
+
+    def key(job: Waiting) -> tuple[float, ...]:
+        waited = 0.0 if job.group in turned else spec.waited(job)
+        late = waited - max(0, spec.top - job.priority) * spec.policy.ageing - spec.policy.overdue
+        if late >= 0:
+            return 0, -late, 0, -job.priority, job.sequence
+        level = min(spec.top, job.priority + math.floor(waited / spec.policy.ageing))
+        return 1, -level, spec.share(job.owner, started), -job.priority, job.sequence
+
+    while True:
+        rest = [job for job in spec.waiting if job.id not in out and job.owner not in blocked]
+        heads: dict[tuple[str, int], Waiting] = {}
+        for job in sorted(rest, key=lambda job: job.sequence):
+            heads.setdefault(job.group, job)
+        if not heads:
+            return [job.id for job in started], None if reserved is None else reserved.id
+        job = min(heads.values(), key=key)
+        if spec.over_quota(job, started):
+            blocked.add(job.owner)
+            continue
+        out.add(job.id)
+        if not pool.fits(job.shape):
+            reserved = reserved or job
+        elif reserved is None or not _delays(spec, job, reserved, started, seen.cluster):
+            first = min((j for j in spec.waiting if j.group == job.group), key=lambda j: j.sequence)
+            earlier = [j for j in spec.waiting if j.group == job.group and j.sequence < job.sequence]
+            if job is first or all(j in started for j in earlier):
+                turned.add(job.group)
+            pool.take(job.shape)
+            started.append(job)
+
+
+def as_running(job: Waiting, now: float) -> Running:
+    return Running(
+        job.id, job.owner, job.priority, job.ranks, job.cpus, job.gpus, opened=now, limit=job.limit
+    )

@@ -1,0 +1,126 @@
+"""1,000 random mixes: every single decision is held against the rules, and every mix comes to its end."""
+
+from __future__ import annotations
+
+import pytest
+
+from . import mixes, oracle
+from .simulation import Mix, Pass, Simulation
+
+GENERAL, SATURATED = 900, 100  # mixes
+BLOCK = 100
+YIELD, PLACING = 10.0, 3.0  # seconds that the simulation takes at most to make room, and to start
+
+
+class _Watch:
+    """Checks each decision, alone and against those before it."""
+
+    def __init__(self, mix: Mix):
+        self._mix = mix
+        self._promised: dict[str, float] = {}  # by when a job must have started
+        self._displaced: dict[str, int] = {}
+        self.preemptions = 0
+        self.backfills = 0
+
+    def __call__(self, seen: Pass) -> None:
+        oracle.check(seen)
+        started, reserved = oracle.reference(seen)
+        assert [job.id for job in seen.decisions.start] == started
+        assert (seen.decisions.reserved and seen.decisions.reserved.job) == reserved
+        self._check_promises(seen)
+        for each in seen.decisions.preempt:
+            self.preemptions += 1
+            self._displaced[each.victim] = self._displaced.get(each.victim, 0) + 1
+            assert self._displaced[each.victim] <= self._mix.policy.preemption.times
+
+    def _check_promises(self, seen: Pass) -> None:
+        """The moment by which a reserved job fits never moves back, unless others went first by right.
+
+        With several machines the sums that it is computed from may not do.
+        """
+        now = seen.decisions.reserved
+        if now is None or len(self._mix.machines) > 1:
+            self._promised.clear()
+            return
+        if now.job not in self._promised:
+            self._promised.clear()
+        in_turn = [job for job in seen.decisions.start if not self._behind(seen, job.id, now.job)]
+        self.backfills += len(seen.decisions.start) - len(in_turn)
+        if in_turn:
+            self._promised.clear()
+        promised = self._promised.get(now.job)
+        if promised is not None:
+            assert now.at is not None and now.at <= promised + 1e-6, f"{now.job} was promised {promised}"
+        if now.at is not None:
+            self._promised[now.job] = now.at
+
+    @staticmethod
+    def _behind(seen: Pass, job: str, other: str) -> bool:
+        spec = oracle.Spec(seen)
+        by_id = {each.id: each for each in seen.waiting}
+        return spec.level(by_id[job]) < by_id[other].priority and not spec.overdue(by_id[job])
+
+
+def _longest_hold(mix: Mix) -> float:
+    return max(job.work for job in mix.jobs) + PLACING + YIELD
+
+
+def _wait_limit(mix: Mix, priority: int, turns_before: int) -> float:
+    """The bound of docs/scheduling.md: what a job waits at most, given who went before it in its group."""
+    top = max(job.first.priority for job in mix.jobs)
+    groups = len({job.first.group for job in mix.jobs})
+    turn = mix.policy.overdue_after(priority, top) + (groups + 2) * 2 * _longest_hold(mix)
+    return (turns_before + 1) * turn + sum(ends - begins for begins, ends, _ in mix.outages)
+
+
+@pytest.mark.parametrize("first", range(0, GENERAL, BLOCK))
+def test_mixes_of_everything(first: int) -> None:
+    preemptions = 0
+    for seed in range(first, first + BLOCK):
+        mix = mixes.anything(seed)
+        watch = _Watch(mix)
+        simulation = Simulation(mix, seed, watch)
+        try:
+            simulation.run()
+            assert [job.first.id for job in mix.jobs if job.finished is None] == [], "they never ran"
+            for job in mix.jobs:
+                assert job.done <= job.work + 1e-6
+                for (ready, started), before in zip(job.waits, job.turns_before, strict=True):
+                    limit = _wait_limit(mix, job.first.priority, before)
+                    assert started - ready <= limit, (
+                        f"{job.first.id} waited {started - ready:.0f} s of {limit:.0f}"
+                    )
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}, at {simulation.now}: {error}") from error
+        preemptions += watch.preemptions
+    assert preemptions > 20  # else the mixes show nothing of it
+
+
+@pytest.mark.parametrize("first", range(0, SATURATED, BLOCK // 2))
+def test_owners_get_their_shares_while_all_of_them_wait(first: int) -> None:
+    for seed in range(first, first + BLOCK // 2):
+        mix = mixes.saturated(seed)
+        simulation = Simulation(mix, seed)
+        had = simulation.spent
+
+        def measure(seen: Pass, mix: Mix = mix) -> None:
+            assert {job.owner for job in seen.waiting} == set(mix.policy.owners), "somebody has nothing to do"
+
+        simulation.watch = measure
+        simulation.run(mixes.HORIZON)
+        for attempt in simulation.running.values():
+            job = attempt.view
+            had[job.owner] += job.cpus / simulation.cluster().total_cpus * (simulation.now - job.opened)
+        weights = sum(share.weight for share in mix.policy.owners.values())
+        for owner, share in mix.policy.owners.items():
+            error = had[owner] / sum(had.values()) - share.weight / weights
+            assert abs(error) <= 0.05, f"seed {seed}: {owner} is {error:+.3f} off the share"
+
+
+def test_the_same_seed_makes_the_same_history() -> None:
+    def story() -> list[tuple[str, float | None, int]]:
+        mix = mixes.anything(7)
+        Simulation(mix, 7).run()
+        return [(job.first.id, job.finished, job.attempts) for job in mix.jobs]
+
+    assert story() == story()
