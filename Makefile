@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: help install demo test lint results lock clean
+.PHONY: help install demo test chaos lint results lock clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,6 +24,9 @@ demo: install  ## from nothing to a trained, served model, in a few minutes
 
 test: install  ## the whole test suite
 	$(BIN)/python -m pytest
+
+chaos: install  ## the long tests of reliability: 300 kills over 200 jobs, every crash point
+	TEXTVAE_CHAOS=all $(BIN)/python -m pytest tests/chaos -s
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -1,0 +1,136 @@
+"""The road of a job with a process that dies at a given crash point, and what follows once it has."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jobs.queue import Queue
+from jobs.store import JobState, Store
+
+from .forking import Nursery, gone
+from .ground import Ground, end, until
+from .oracle import Expected, problems
+
+JOB, BEFORE, MODEL, SEED, EPOCHS = "job", "before", "stub", 7, 4
+
+# The processes of which each scene knows the crash points.
+SCENES: dict[str, tuple[str, ...]] = {
+    "straight": ("client", "dispatcher", "attempt", "rank", "keeper"),
+    "resumed": ("dispatcher", "attempt", "rank"),  # an attempt whose predecessor was killed
+    "cancelled": ("client", "attempt", "rank"),  # the client is the one that cancels
+}
+
+_LEASE = 0.6  # seconds; a test of hundreds of crashes waits for it to end after many of them
+_HASTE = {"grace": 0.4, "lease": _LEASE}
+
+Points = Mapping[str, Mapping[str, Any]]
+
+
+class Road:
+    """The road of one job: a client submits it, a dispatcher launches it, an attempt and its rank train it,
+    and the dispatcher's keeper serves what became of it. A worse version of the model was served before.
+
+    Each process goes alone as far as it gets, so that its points are the same every time.
+    """
+
+    def __init__(self, scene: str, home: Path, nursery: Nursery, redis_url: str, template: Path | None):
+        """`template` is the home of an earlier `prepare`; without one this home gets its own."""
+        if template is not None:
+            shutil.copytree(template, home)
+        pace = 0.05 if scene == "cancelled" else 0.0  # slow enough to be cancelled in the middle
+        self.scene = scene
+        self.ground = Ground(home, nursery, redis_url, pace=pace)
+        self._submit = ("submit", str(self.ground.config(MODEL, SEED, EPOCHS)), "--id", JOB)
+        if template is None:
+            self._prepare()
+
+    def points(self) -> list[str]:
+        """Go the road without a crash; every point on it."""
+        record = self.ground.home / "points"
+        self._go({role: {"role": role, "record": str(record)} for role in SCENES[self.scene]})
+        return list(dict.fromkeys(record.read_text().splitlines()))
+
+    def crash(self, point: str) -> bool:
+        """Go the road up to the crash; whether its point was reached."""
+        role, reached = point.split(" ")[0], self.ground.home / "reached"
+        self._go({role: {"role": role, "kill": point, "reached": str(reached)}})
+        return reached.exists()
+
+    def recover(self) -> list[str]:
+        """Do what a user and a supervisor would do then; what is not as it must be in the end."""
+        assert self._client(*self._submit) == 0, self.ground.log("clients").read_text()
+        if self.scene == "cancelled":
+            assert self._client("cancel", JOB) == 0
+        dispatcher = self.ground.dispatcher(**_HASTE)
+        store = Store(self.ground.settings.database_url)
+        try:
+            until(lambda: store.job(JOB).state.final, f"{JOB} to end", 30, pause=0.02)
+            until(lambda: not self.ground.processes.names(), "the attempt to leave", 10)
+            until(lambda: self._serves(store), "what is promoted to be served", 10)
+            ends = {JobState.SUCCEEDED} | ({JobState.CANCELLED} if self.scene == "cancelled" else set())
+            jobs = [Expected(BEFORE, SEED - 1, 1), Expected(JOB, SEED, EPOCHS, may_be=frozenset(ends))]
+            return problems(store, self.ground.settings, jobs, self.ground.processes)
+        finally:
+            store.close()
+            end(dispatcher)
+
+    def _prepare(self) -> None:
+        config = self.ground.config(MODEL, SEED - 1, 1)
+        assert self._client("submit", str(config), "--id", BEFORE) == 0
+        self._dispatch({})
+        self._dispatch({})
+
+    def _go(self, points: Points) -> None:
+        """Each process of the road in turn, with what `points` says of it."""
+        straight = self.scene == "straight"
+        self._client(*self._submit, points=points.get("client") if straight else None)
+        if not self._recorded():
+            return
+        if self.scene == "resumed":
+            # The first attempt dies with its second checkpoint in place and not yet recorded.
+            at = "attempt commit record_checkpoint #2"
+            first = {"role": "attempt", "kill": at, "reached": str(self.ground.home / "first")}
+            self._dispatch({"attempt": first})
+            queue = Queue(self.ground.settings.redis_url)
+            until(lambda: not queue.leases([JOB]), "the lease to end")
+            queue.close()
+        self._dispatch(points)
+        if "keeper" in points:
+            self._dispatch({"dispatcher": points["keeper"]})
+
+    def _dispatch(self, points: Points) -> None:
+        """One pass of a dispatcher, and the attempt that it launches, to their ends."""
+        inner = {role: points[role] for role in ("attempt", "rank") if role in points}
+        order = {**self.ground.attempt_order, "points_of": inner, "lease": _LEASE}
+        pid = self.ground.dispatcher(passes=1, points=points.get("dispatcher"), attempt=order, **_HASTE)
+        if self.scene == "cancelled" and self._recorded():
+            store = Store(self.ground.settings.database_url)
+            until(
+                lambda: store.checkpoints(JOB) or (gone(pid) and not self.ground.processes.names()),
+                "a checkpoint after which to cancel",
+            )
+            store.close()
+            self._client("cancel", JOB, points=points.get("client"))
+        until(lambda: gone(pid), "the dispatcher to end")
+        until(lambda: not self.ground.processes.names(), "the attempt to end")
+        until(lambda: not self.ground.processes.ranks(), "the rank to end")
+
+    def _client(self, *words: str, points: Mapping[str, Any] | None = None) -> int | None:
+        return self.ground.client(*words, points=points).wait()
+
+    def _recorded(self) -> bool:
+        store = Store(self.ground.settings.database_url)
+        try:
+            return any(job.id == JOB for job in store.jobs())
+        finally:
+            store.close()
+
+    def _serves(self, store: Store) -> bool:
+        served = self.ground.home / "served.json"
+        serves = json.loads(served.read_text()) if served.exists() else {}
+        want = {version.model: version.version for version in store.served()}
+        return {model: version["version"] for model, version in serves.items()} == want

@@ -1,0 +1,150 @@
+"""The crash points of a process: the moments right before what changes the world outside of it.
+
+They are found by instrumentation. `install` wraps every database commit, Redis call, launcher call, fsync,
+rename and delete of the process; the first time the points are recorded, later the process kills itself, with
+-9, at one of them. A kill after a call is a kill before the next one, as far as anybody else can see.
+
+A point is known by what is done to what, and how often that was done before, not by its number in a sequence:
+two threads of a process take turns as they like.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_CHANCE = re.compile(r"(?<=\.)[0-9a-f]{8}(?=\.(?:partial|old))|(?<=tmp)\w{8}(?=\.scratch)|(?<=step-)\d{6}")
+_POLLS = ("XREAD", "XREVRANGE")  # how often one waits is up to the clock
+_REPEATS = 2  # of what a watching thread does again and again, so many are points
+
+
+class _Points:
+    """The points of this process."""
+
+    def __init__(self, role: str, record: str | None = None, kill: str | None = None, reached: str = ""):
+        self._role = role
+        self._reached = reached
+        self._record = None if record is None else os.open(record, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        self._kill = kill
+        self._seen: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def reach(self, kind: str, what: str) -> None:
+        thread = threading.current_thread().name.partition("-")[0]
+        name = f"{self._role} {'' if thread == 'MainThread' else thread + ' '}{kind} {what}"
+        with self._lock:
+            self._seen[name] += 1
+            count = self._seen[name]
+            if count > _REPEATS and (thread == "watch" or what.startswith(_POLLS)):
+                return
+            point = f"{name} #{count}"
+            if point == self._kill:
+                os.close(os.open(self._reached, os.O_CREAT | os.O_WRONLY))
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self._record is not None:
+                os.write(self._record, f"{point}\n".encode())
+
+
+_points: _Points | None = None
+
+
+def install(order: dict[str, Any]) -> None:
+    """Have points in this process if its order has any: `points` holds the arguments of `_Points`.
+
+    They are the process's role; and a file to `record` them in, or the one at which to `kill` it, which is
+    told by making the file `reached`.
+    """
+    global _points
+    if not order.get("points"):
+        return
+    _points = _Points(**order["points"])
+    _watch_files()
+    _watch_redis()
+    _watch_database()
+
+
+def reach(kind: str, what: str) -> None:
+    """This process is about to do this."""
+    if _points is not None:
+        _points.reach(kind, what)
+
+
+def _watch_files() -> None:
+    def named(path: Any, folder: int | None = None) -> str:
+        if isinstance(path, int):
+            path = Path(f"/proc/self/fd/{path}").readlink()
+        elif folder is not None:
+            path = Path(f"/proc/self/fd/{folder}").readlink() / path
+        return _CHANCE.sub("*", "/".join(Path(path).parts[-2:]))
+
+    def watched(name: str, kind: str) -> None:
+        real: Callable[..., Any] = getattr(os, name)
+
+        def call(path: Any, *more: Any, **options: Any) -> Any:
+            reach(kind, named(path, options.get("dir_fd")))
+            return real(path, *more, **options)
+
+        setattr(os, name, call)
+
+    for name, kind in (("fsync", "fsync"), ("rename", "rename"), ("replace", "rename")):
+        watched(name, kind)
+    for name in ("unlink", "rmdir"):
+        watched(name, "delete")
+
+
+def _watch_redis() -> None:
+    import redis
+    from redis.client import Pipeline
+
+    call = redis.Redis.execute_command
+    execute = Pipeline.execute
+
+    def execute_command(self: Any, *words: Any, **options: Any) -> Any:
+        what = words[3] if words[0] == "EVAL" else next((w for w in words[1:] if isinstance(w, str)), "")
+        reach("redis", f"{words[0]} {what}".strip())
+        return call(self, *words, **options)
+
+    def execute_all(self: Any, *more: Any, **options: Any) -> Any:
+        reach("redis", "MULTI")
+        return execute(self, *more, **options)
+
+    redis.Redis.execute_command = execute_command  # type: ignore[method-assign]
+    Pipeline.execute = execute_all  # type: ignore[method-assign]
+
+
+def _watch_database() -> None:
+    import traceback
+
+    from sqlalchemy import Connection, Engine, event
+
+    @event.listens_for(Engine, "commit")
+    def commit(connection: Connection) -> None:
+        if connection.get_execution_options().get("textvae_writes"):
+            verb = next(
+                frame.name
+                for frame in traceback.extract_stack()[::-1]
+                if "/jobs/store/" in frame.filename and frame.name not in ("writing", "__exit__")
+            )
+            reach("commit", verb)
+
+
+class watched_launcher:
+    """The launcher with a point before each of its calls."""
+
+    def __init__(self, launcher: Any):
+        self._launcher = launcher
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(self._launcher, name)
+
+        def call(*arguments: Any) -> Any:
+            reach("launcher", name)
+            return real(*arguments)
+
+        return call

@@ -1,0 +1,67 @@
+"""Every crash point of the road of a job: whatever dies there, nothing is lost and nothing completed twice.
+
+The suite takes a share of the points, drawn by TEXTVAE_CHAOS_SEED; `make chaos` takes them all.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from .crashes import SCENES, Road
+from .forking import Nursery
+from .ground import Redis
+
+SEED = int(os.environ.get("TEXTVAE_CHAOS_SEED", "1"))
+ALL = os.environ.get("TEXTVAE_CHAOS") == "all"
+KINDS = ("commit", "redis", "fsync", "rename", "delete")
+SHARE = 10  # points of each scene, without ALL
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("scene", SCENES)
+def test_a_crash_at_any_point_is_recovered_from(scene: str, tmp_path: Path, nursery: Nursery, redis: Redis):
+    template = tmp_path / "template"
+    Road(scene, template, nursery, redis.url, None)
+    redis.flush()
+    points = Road(scene, tmp_path / "whole", nursery, redis.url, template).points()
+    kinds = {kind: sum(f" {kind} " in point for point in points) for kind in KINDS}
+    assert all(kinds.values()), (kinds, points)
+    chosen = points if ALL else share_of(points)
+    found, reached = [], Counter[str]()
+    began = time.monotonic()
+    for number, point in enumerate(chosen):
+        redis.flush()
+        home = tmp_path / str(number)
+        road = Road(scene, home, nursery, redis.url, template)
+        reached[point.split(" ")[0]] += road.crash(point)
+        problems = road.recover()
+        if problems:
+            found += [f"{point}:", *(f"  {problem}" for problem in problems)]
+        else:
+            shutil.rmtree(home)
+    print(
+        f"{scene}: {len(points)} points {kinds}; killed at {reached.total()} of {len(chosen)} {dict(reached)}"
+        f" in {time.monotonic() - began:.0f} s"
+    )
+    assert not found, "\n".join(found)
+    # Two threads take turns as they like, so a few points come only now and then.
+    assert reached.total() >= 0.8 * len(chosen)
+
+
+def share_of(points: list[str]) -> list[str]:
+    """A few of them, of as many processes and kinds of calls as there are."""
+    drawn = random.Random(SEED).sample(points, len(points))
+    alike = Counter[tuple[str, ...]]()
+    turn = {}
+    for point in drawn:
+        words = tuple(point.split(" ")[:3] if " watch " in point else point.split(" ")[:2])
+        turn[point] = alike[words]
+        alike[words] += 1
+    return sorted(drawn, key=lambda point: turn[point])[:SHARE]
