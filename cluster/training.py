@@ -14,9 +14,8 @@ import logging
 import os
 import shutil
 import tempfile
-import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any, Literal
 import ray
 
 from cluster import launching
+from cluster.ranklog import logging_to
 from textvae import heap
 from textvae.artifacts import ArtifactError, Artifacts
 from textvae.checkpoint import CheckpointError, Position
@@ -49,12 +49,19 @@ OnMessage = Callable[[dict[str, Any]], dict[str, Any]]
 logger = logging.getLogger(__name__)
 
 
-class RankError(TrainingError):
-    """A rank failed and took the others along. `permanent` says that trying again would fail alike."""
+Fault = Literal["rank-lost", "out-of-memory", "start-timeout"]
 
-    def __init__(self, message: str, *, permanent: bool = False):
+
+class RankError(TrainingError):
+    """A rank failed and took the others along.
+
+    `permanent` says that trying again would fail alike; `fault` how the cluster, not training, is to blame.
+    """
+
+    def __init__(self, message: str, *, permanent: bool = False, fault: Fault | None = None):
         super().__init__(message)
         self.permanent = permanent
+        self.fault = fault
 
 
 @dataclass(frozen=True)
@@ -186,11 +193,28 @@ class _Desk:
         }
         if died:
             return RankError(
-                "; ".join(f"rank {rank} died: {_line(_root(failure))}" for rank, failure in died.items())
+                "; ".join(f"rank {rank} died: {_line(_root(failure))}" for rank, failure in died.items()),
+                fault=_fault([_root(failure) for failure in died.values()]),
             )
         if self.failures:
-            return RankError(f"rank {self.failures[0]['rank']}: {self.failures[0]['error']}")
-        return RankError(_line(_root(error)))
+            # Each of them only lost another: that one went without a word.
+            first = self.failures[0]
+            return RankError(f"rank {first['rank']}: {first['error']}", fault="rank-lost")
+        return RankError(_line(_root(error)), fault=_fault([_root(error)]))
+
+
+def _fault(errors: list[BaseException]) -> Fault | None:
+    """How the cluster is to blame for ranks that ended with these errors of Ray; none if it is not."""
+    if any(isinstance(error, ray.exceptions.OutOfMemoryError) for error in errors):
+        return "out-of-memory"
+    if any(type(error).__name__ == "WorkerGroupStartupTimeoutError" for error in errors):
+        return "start-timeout"
+    if any(
+        isinstance(error, ray.exceptions.RayError) and not isinstance(error, ray.exceptions.RayTaskError)
+        for error in errors
+    ):
+        return "rank-lost"
+    return None
 
 
 def _root(error: BaseException) -> BaseException:
@@ -217,7 +241,7 @@ def _rank(arguments: dict[str, Any]) -> None:
     torch.set_num_threads(arguments["threads"])
     scratch = Path(tempfile.mkdtemp(prefix="textvae-"))
     try:
-        with _logging_to(attempt, rank):
+        with logging_to(attempt, rank):
             # The attempt counts as running from its ranks' first word on; preparing data can take long.
             node = ray.get_runtime_context().get_node_id()
             logger.info(
@@ -344,43 +368,3 @@ class _Messages:
         if self.pending is not None and self.pending.done():
             pending, self.pending = self.pending, None
             self.stopping = self.stopping or bool(pending.result().get("stop"))
-
-
-class _LogMessages(logging.Handler):
-    """Sends log lines to the attempt, whose log they belong to; nobody waits for them."""
-
-    def __init__(self, attempt: Any, rank: int):
-        super().__init__(logging.INFO)
-        self.attempt = attempt
-        self.setFormatter(logging.Formatter(f"rank {rank}: %(message)s"))
-        self._sending = threading.local()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if getattr(self._sending, "now", False):
-            return  # sending one logged something itself
-        self._sending.now = True
-        try:
-            self.attempt.deliver.remote({"kind": "log", "text": self.format(record)})
-        except Exception:  # noqa: BLE001 - logging reports its own failures, and never raises
-            self.handleError(record)
-        finally:
-            self._sending.now = False
-
-
-@contextlib.contextmanager
-def _logging_to(attempt: Any, rank: int) -> Iterator[None]:
-    """While it lasts, our log lines and Python's warnings go to the attempt."""
-    handler = _LogMessages(attempt, rank)
-    loggers = [logging.getLogger(name) for name in ("textvae", "cluster", "py.warnings")]
-    levels = [each.level for each in loggers]
-    logging.captureWarnings(True)
-    for each in loggers:
-        each.addHandler(handler)
-        each.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logging.captureWarnings(False)
-        for each, level in zip(loggers, levels, strict=True):
-            each.removeHandler(handler)
-            each.setLevel(level)

@@ -89,7 +89,7 @@ class JobConfig(Config):
     time_limit: float | None = Field(
         None,
         gt=0,
-        le=3e9,
+        le=31_536_000,
         description="seconds that an attempt may train before it is stopped, with a checkpoint, or a length "
         "of time such as 90m, 2h30m or 3d; none sets no limit",
     )

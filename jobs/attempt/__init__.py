@@ -11,12 +11,13 @@ import os
 import traceback
 from typing import Any, NoReturn
 
-from jobs.attempt.parts import AttemptLog, Fit, FitResult, Timings, Tools
+from jobs.attempt.log import AttemptLog
+from jobs.attempt.parts import Fit, FitResult, Timings, Tools
 from jobs.attempt.records import Records
 from jobs.attempt.work import Work
 from jobs.queue import Queue
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.store import Cause, Store
 from textvae.config import ConfigError
 
 __all__ = ["AttemptLog", "Fit", "FitResult", "Records", "Timings", "Tools", "Work", "main", "real_tools"]
@@ -26,7 +27,10 @@ def main(arguments: dict[str, Any]) -> None:
     """The actor's function: work on attempt `number` of `job`, with `settings` (Settings.to_dict)."""
     settings = Settings.from_dict(arguments["settings"])
     job, number = str(arguments["job"]), int(arguments["number"])
-    with AttemptLog(settings.attempt_log(job, number)) as log:
+    with (
+        AttemptLog(settings.attempt_log(job, number), label=f"{job}-{number}") as log,
+        log.hearing("textvae", "cluster", "jobs"),
+    ):
         try:
             store = Store(settings.database_url)
             queue = Queue(settings.redis_url)
@@ -48,6 +52,11 @@ def real_tools(settings: Settings) -> Tools:
             return error.permanent
         return isinstance(error, ConfigError | SourceError)
 
+    def infrastructure(error: BaseException) -> Cause | None:
+        if isinstance(error, training.RankError) and error.fault is not None:
+            return Cause(error.fault)
+        return None
+
     def leave() -> NoReturn:
         # Ray Train's ranks belong to this process and end with it. Nothing gentler reaches a rank that hangs.
         os._exit(0)
@@ -59,4 +68,5 @@ def real_tools(settings: Settings) -> Tools:
         broken=checkpoint.CheckpointError,
         hopeless=hopeless,
         leave=leave,
+        infrastructure=infrastructure,
     )

@@ -1,15 +1,13 @@
-"""What an attempt works with: its log, its timings, and the tools that tests replace."""
+"""What an attempt works with: its timings, and the tools that tests replace."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
-from jobs.store.opening import utc_now
+from jobs.store import Cause
 
 _ERROR_LENGTH = 500  # characters of an error that the record keeps; the log has all
 
@@ -83,31 +81,8 @@ class Tools:
     broken: type[Exception]  # what it raises for files that are not the recorded checkpoint
     hopeless: Callable[[BaseException], bool]  # whether another attempt would run into this error too
     leave: Callable[[], object]  # ends this process, and with it every rank
-
-
-class AttemptLog:
-    """An attempt's log file: whole lines, each with its moment in UTC. Safe to share between threads."""
-
-    def __init__(self, path: Path, clock: Callable[[], datetime] = utc_now):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: IO[str] = path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
-        self._lock = threading.Lock()
-        self._clock = clock
-
-    def write(self, text: str) -> None:
-        """Add the lines of `text`. After the log is closed, a thread's last words are dropped."""
-        moment = self._clock().strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
-        with self._lock:
-            if not self._file.closed:
-                for line in text.rstrip("\n").split("\n"):
-                    self._file.write(f"{moment} {line}\n")
-
-    def __enter__(self) -> AttemptLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._file.close()
+    # Whether the cluster, not training, is to blame for an error, and how; by default it never is.
+    infrastructure: Callable[[BaseException], Cause | None] = lambda error: None
 
 
 def short(error: BaseException) -> str:

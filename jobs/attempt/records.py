@@ -12,7 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jobs.attempt.parts import AttemptLog, Timings, Tools
+from jobs.attempt.log import AttemptLog
+from jobs.attempt.parts import Timings, Tools
 from jobs.config import JobConfig, from_mapping
 from jobs.queue import Queue, QueueUnavailable
 from jobs.service import Service
@@ -177,6 +178,14 @@ class Records:
             lambda: self._service.finish(self.job, self.number, state, by=BY, cause=cause, error=error)
         )
         self._log.write(f"job {self.job} is {job.state}")
+
+    def copy_log(self) -> None:
+        """Keep what is new of the log in the database, if its readers may be on other nodes.
+
+        Raises StoreError; what could not be kept is tried again the next time.
+        """
+        if self._store.remote:
+            self._log.copy(lambda start, text: self._store.keep_log(self.job, self.number, start, text))
 
     def hear(self, call: Callable[[], Value]) -> Value | None:
         """What Redis says; none if it does not answer, which is logged once and stops nothing."""

@@ -10,11 +10,20 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from jobs.attempt.parts import AttemptLog, Timings, Tools, short
+from jobs.attempt.log import AttemptLog
+from jobs.attempt.parts import Timings, Tools, short
 from jobs.attempt.records import Records
 from jobs.queue import Bell, Queue
 from jobs.settings import Settings
-from jobs.store import AttemptState, Cause, Job, StaleAttempt, Store, StoreError
+from jobs.store import AttemptState, Cause, Job, StaleAttempt, Store, StoreError, StoreUnavailable
+
+# What an attempt ends as that stopped because it was asked to, and what its log says.
+_STOPPED = {
+    Cause.CANCELLED: AttemptState.CANCELLED,
+    Cause.PREEMPTED: AttemptState.PREEMPTED,
+    Cause.TIMEOUT: AttemptState.FAILED,
+}
+_SAID = {Cause.CANCELLED: "cancelled", Cause.PREEMPTED: "asked to make way", Cause.TIMEOUT: "out of time"}
 
 
 class Work:
@@ -39,8 +48,10 @@ class Work:
         self._timings = timings or Timings()
         self._clock = clock
         self._records = Records(store, queue, settings, job, number, log, tools, self._timings, clock)
-        self._started = False  # the ranks have said something
+        self._started: float | None = None  # when the ranks said something first
         self._stop = threading.Event()  # training is asked to stop
+        self._why = Cause.CANCELLED  # why it is
+        self._excuse: str | None = None  # the error that is recorded then
         self._stale = threading.Event()  # this attempt does not count any more
         self._ending = threading.Event()  # its last record is being written
         self._over = threading.Event()  # the watching thread may go
@@ -63,8 +74,7 @@ class Work:
                 self._log.write(traceback.format_exc())
                 if self._stale.is_set():
                     raise StaleAttempt(records.job, records.number) from error
-                cause = Cause.BAD_CONFIG if self._tools.hopeless(error) else Cause.ERROR
-                self._finish(AttemptState.FAILED, cause, short(error))
+                self._finish(AttemptState.FAILED, self._cause(error), short(error))
         except StaleAttempt as error:
             self._stale.set()
             self._log.write(f"{error}; stopping")
@@ -72,6 +82,7 @@ class Work:
             self._over.set()
             if watching.is_alive():
                 watching.join(timeout=self._timings.poll + 5)
+            self._copy_log()
 
     def on_message(self, message: dict[str, Any]) -> dict[str, Any]:
         """Take a message of rank 0; the reply says whether to stop.
@@ -81,10 +92,10 @@ class Work:
         if self._stale.is_set():
             raise StaleAttempt(self._records.job, self._records.number)
         try:
-            if not self._started:
+            if self._started is None:
                 # The first word of a rank: they have all been placed.
                 self._records.start()
-                self._started = True
+                self._started = self._clock()
             match message.get("kind"):
                 case "progress":
                     self._records.progress(message)
@@ -130,7 +141,7 @@ class Work:
             records.promote()
             self._finish(AttemptState.SUCCEEDED)
         elif self._stop.is_set():
-            self._finish(AttemptState.CANCELLED, Cause.CANCELLED)
+            self._finish(_STOPPED[self._why], self._why, self._excuse)
         else:
             raise RuntimeError(f"training ended as {result.status} without being asked to stop")
 
@@ -155,24 +166,60 @@ class Work:
             except StoreError as error:
                 # Whether it is away or refuses: a thread that ended here would never hear of a cancel.
                 self._log.write(f"{error}; training goes on")
+            else:
+                self._copy_log()
             bell = self._rest(bell)
 
     def _obey(self, job: Job) -> None:
-        if job.cancel_requested is None or self._stop.is_set():
+        why = self._order(job)
+        if why is None or self._stop.is_set():
             return
+        self._why = why
+        if why is Cause.TIMEOUT:
+            self._excuse = f"it trained for {job.time_limit:g} s, as long as its time_limit allows"
         self._stop.set()
-        if self._started:
-            self._log.write("cancelled: stopping with a checkpoint")
+        if self._started is not None:
+            self._log.write(f"{self._excuse or _SAID[why]}: stopping with a checkpoint")
             return
         # There is no rank yet that could be asked, and nothing to lose.
-        self._finish(AttemptState.CANCELLED, Cause.CANCELLED)
-        self._abandon("cancelled before training began")
+        self._finish(_STOPPED[why], why)
+        self._abandon(f"{_SAID[why]} before training began")
+
+    def _order(self, job: Job) -> Cause | None:
+        """Why training has to stop; none if it may go on."""
+        if job.cancel_requested is not None:
+            return Cause.CANCELLED
+        if job.yield_requested is not None:
+            return Cause.PREEMPTED
+        limit, started = job.time_limit, self._started
+        if limit is not None and started is not None and self._clock() - started >= limit:
+            return Cause.TIMEOUT
+        return None
+
+    def _cause(self, error: Exception) -> Cause:
+        """Whose matter an error is that ended training."""
+        if self._tools.hopeless(error):
+            return Cause.BAD_CONFIG
+        if isinstance(error, StoreUnavailable):
+            return Cause.UNREACHABLE
+        return self._tools.infrastructure(error) or Cause.ERROR
+
+    def _copy_log(self) -> None:
+        """Keep the log where others can read it. Its file remains, so nothing has to wait for this."""
+        try:
+            self._records.copy_log()
+        except StoreError as error:
+            self._log.write(f"{error}; the log is copied later")
 
     def _abandon(self, reason: str) -> None:
         """Stop everything at once."""
         self._log.write(f"{reason}; ending this process and its ranks")
         self._stale.set()
         self._stop.set()
+        # Whoever does not count any more must be gone soon, whether or not the database answers.
+        copying = threading.Thread(target=self._copy_log, name="copy-log", daemon=True)
+        copying.start()
+        copying.join(timeout=1.0)
         self._tools.leave()
 
     def _rest(self, bell: Bell | None) -> Bell | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jobs.store.logs import LogVerbs
 from jobs.store.models import ModelVerbs, beats
 from jobs.store.records import NewCheckpoint, NewReport, best_of
 from jobs.store.states import ACTIVE, AttemptState, Cause, CauseKind, EventKind, JobState
@@ -13,6 +14,7 @@ from jobs.store.values import (
     Conflict,
     Dependency,
     Drain,
+    Ended,
     Event,
     Job,
     Model,
@@ -43,6 +45,7 @@ __all__ = [
     "Conflict",
     "Dependency",
     "Drain",
+    "Ended",
     "Event",
     "EventKind",
     "Job",
@@ -69,5 +72,5 @@ __all__ = [
 ]
 
 
-class Store(ModelVerbs):
+class Store(ModelVerbs, LogVerbs):
     """The database behind its verbs; every verb is one transaction. See `Database` for how it opens."""

@@ -7,18 +7,22 @@ in between. Ending it takes the same row: of two that try, one gets StaleAttempt
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, text, update
 
 from jobs.store.jobs import get_job
+from jobs.store.orders import OrderVerbs
 from jobs.store.retries import After, after, kind_of
 from jobs.store.states import ACTIVE, AttemptState, Cause, CauseKind, EventKind, JobState
 from jobs.store.tables import AttemptRow, JobRow, Utc
 from jobs.store.values import Attempt, Job, StaleAttempt
-from jobs.store.waiting import WaitingVerbs, may_start
+from jobs.store.waiting import may_start
 
 _ATTEMPT = tuple(AttemptRow.__table__.columns)
+
+_STARTING = 7350073  # PostgreSQL's advisory lock of whoever begins attempts
 
 _JOB_AFTER = {
     JobState.SUCCEEDED: EventKind.SUCCEEDED,
@@ -28,7 +32,7 @@ _JOB_AFTER = {
 }
 
 
-class AttemptVerbs(WaitingVerbs):
+class AttemptVerbs(OrderVerbs):
     """Open, start and finish attempts."""
 
     def open_attempt(self, job: str, number: int, by: str) -> Attempt | None:
@@ -37,39 +41,27 @@ class AttemptVerbs(WaitingVerbs):
         Whatever a scheduler thought a moment ago, here, in one transaction, it is decided: the job waits, it
         is neither held nor told to start later, what it comes after has ended, and nobody drains the service.
         """
-        now = self.clock()
         with self.writing() as connection:
-            allowed = may_start(connection, job, now)
-            if allowed is None:
-                return None
-            changed = connection.execute(
-                update(JobRow)
-                .where(allowed, JobRow.attempt == number - 1)
-                .values(
-                    state=JobState.RUNNING,
-                    attempt=number,
-                    finished=None,
-                    not_before=None,
-                    yield_requested=None,
-                    started=func.coalesce(JobRow.started, bindparam("now", now, type_=Utc())),
-                )
-            ).rowcount
-            if not changed:
-                return None
-            value = get_job(connection, job)
-            connection.execute(
-                insert(AttemptRow).values(
-                    job=job,
-                    number=number,
-                    state=AttemptState.STARTING,
-                    opened=now,
-                    seen=now,
-                    cpus=value.cpus,
-                    gpus=value.gpus,
-                )
+            return self._open(connection, job, number, by)
+
+    def open_attempts(
+        self, starts: Iterable[tuple[str, int]], by: str, *, known: Collection[tuple[str, int]]
+    ) -> list[Attempt] | None:
+        """Begin several attempts, each a job and a number; those that may not start are left out.
+
+        None, and nothing is begun, if an attempt is active that is not `known`: another dispatcher has given
+        away room since. So of several that decide at once, one goes ahead and the others look again.
+        """
+        with self.writing() as connection:
+            if connection.dialect.name == "postgresql":  # SQLite has one writer at a time
+                connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _STARTING})
+            active = connection.execute(
+                select(AttemptRow.job, AttemptRow.number).where(AttemptRow.state.in_(ACTIVE))
             )
-            self._event(connection, EventKind.CLAIMED, job=job, attempt=number, by=by)
-            return _attempt(connection, job, number)
+            if any((row.job, row.number) not in known for row in active):
+                return None
+            opened = [self._open(connection, job, number, by) for job, number in starts]
+            return [attempt for attempt in opened if attempt is not None]
 
     def join_attempt(self, job: str, number: int, *, host: str, resumed_from: int | None = None) -> None:
         """The attempt's process says where it is, and where it resumes from. Raises StaleAttempt."""
@@ -174,6 +166,40 @@ class AttemptVerbs(WaitingVerbs):
             query = query.where(AttemptRow.state.in_(ACTIVE))
         with self.reading() as connection:
             return [_attempt_of(row) for row in connection.execute(query)]
+
+    def _open(self, connection: Connection, job: str, number: int, by: str) -> Attempt | None:
+        now = self.clock()
+        allowed = may_start(connection, job, now)
+        if allowed is None:
+            return None
+        changed = connection.execute(
+            update(JobRow)
+            .where(allowed, JobRow.attempt == number - 1)
+            .values(
+                state=JobState.RUNNING,
+                attempt=number,
+                finished=None,
+                not_before=None,
+                yield_requested=None,
+                started=func.coalesce(JobRow.started, bindparam("now", now, type_=Utc())),
+            )
+        ).rowcount
+        if not changed:
+            return None
+        value = get_job(connection, job)
+        connection.execute(
+            insert(AttemptRow).values(
+                job=job,
+                number=number,
+                state=AttemptState.STARTING,
+                opened=now,
+                seen=now,
+                cpus=value.cpus,
+                gpus=value.gpus,
+            )
+        )
+        self._event(connection, EventKind.CLAIMED, job=job, attempt=number, by=by)
+        return _attempt(connection, job, number)
 
     def _guard(self, connection: Connection, job: str, number: int, **values: Any) -> None:
         """The one statement that every write of an attempt stands behind."""

@@ -94,6 +94,8 @@ class Cause(StrEnum):
     """The host ran out of memory and ended it or one of its ranks."""
     LEASE_LOST = "lease-lost"
     """It gave up because it could not keep its lease."""
+    UNREACHABLE = "unreachable"
+    """Something that it needs, such as the database, did not answer for too long."""
 
     @property
     def kind(self) -> CauseKind:
@@ -114,6 +116,7 @@ _KINDS = {
     Cause.RANK_LOST: CauseKind.INFRASTRUCTURE,
     Cause.OUT_OF_MEMORY: CauseKind.INFRASTRUCTURE,
     Cause.LEASE_LOST: CauseKind.INFRASTRUCTURE,
+    Cause.UNREACHABLE: CauseKind.INFRASTRUCTURE,
 }
 
 

@@ -224,6 +224,8 @@ class Queued:
     not_before: datetime | None
     held: datetime | None
     time_limit: float | None
+    since: datetime  # when it began to wait: its submission, or the end of its newest attempt
+    preempted: int  # times that it made way so far
     blocked_by: tuple[str, ...]  # the jobs that must end first
     eligible: bool  # whether only resources, shares and the order of the queue keep it from starting
 
@@ -248,11 +250,30 @@ class Running:
     time_limit: float | None
     cancel_requested: datetime | None
     yield_requested: datetime | None
+    preempted: int  # times that it made way so far
 
     @property
     def actor(self) -> str:
         """The name under which the cluster knows its attempt."""
         return f"{self.id}-{self.attempt}"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """An attempt that has ended, as a scheduler's accounts see it."""
+
+    job: str
+    number: int
+    state: AttemptState
+    cause: Cause | None
+    owner: str
+    priority: int
+    sequence: int  # of its job
+    cpus: float  # of all ranks
+    gpus: float
+    opened: datetime
+    started: datetime | None
+    finished: datetime
 
 
 @dataclass(frozen=True)

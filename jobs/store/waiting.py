@@ -1,20 +1,20 @@
-"""What a scheduler reads and may ask for: who waits, who is running, who used what; holds; the drain."""
+"""What a scheduler reads: who waits, who is running, who used what; and what it may start."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, exists, func, select, update
+from sqlalchemy import ColumnElement, Connection, case, exists, func, select
 from sqlalchemy.orm import aliased
 
-from jobs.store.jobs import JobVerbs, get_job, unmet
-from jobs.store.states import ACTIVE, AttemptState, EventKind, JobState
+from jobs.store.jobs import JobVerbs, unmet
+from jobs.store.states import ACTIVE, AttemptState, Cause, JobState
 from jobs.store.tables import AttemptRow, DependencyRow, JobRow, SwitchRow
-from jobs.store.values import Conflict, Drain, Job, Queued, Running, Usage
+from jobs.store.values import Ended, Queued, Running, Usage
 
-_DRAIN = "drain"
+DRAIN = "drain"
 
 _QUEUED = (
     JobRow.id,
@@ -51,8 +51,24 @@ _RUNNING = (
 )
 
 
+_ENDED = (
+    AttemptRow.job,
+    AttemptRow.number,
+    AttemptRow.state,
+    AttemptRow.cause,
+    JobRow.owner,
+    JobRow.priority,
+    JobRow.sequence,
+    AttemptRow.cpus,
+    AttemptRow.gpus,
+    AttemptRow.opened,
+    AttemptRow.started,
+    AttemptRow.finished,
+)
+
+
 class WaitingVerbs(JobVerbs):
-    """Who waits and who is running; hold, release, yield, drain."""
+    """Who waits, who is running, who used what."""
 
     def queued(self, now: datetime | None = None) -> list[Queued]:
         """The jobs that wait, in the order in which they go: by priority, then age.
@@ -66,6 +82,10 @@ class WaitingVerbs(JobVerbs):
         """The job as `queued` shows it; none if it does not wait."""
         found = self._queued(now, (JobRow.state == JobState.QUEUED) & (JobRow.id == job))
         return found[0] if found else None
+
+    def waiting_among(self, jobs: Collection[str], now: datetime | None = None) -> list[Queued]:
+        """Those of these jobs that wait, as `queued` shows them."""
+        return self._queued(now, (JobRow.state == JobState.QUEUED) & JobRow.id.in_(list(jobs)))
 
     def freed_by(self, job: str, now: datetime | None = None) -> list[Queued]:
         """The jobs that come after a job and are eligible now."""
@@ -82,8 +102,36 @@ class WaitingVerbs(JobVerbs):
             .order_by(AttemptRow.opened, JobRow.sequence)
         )
         with self.reading() as connection:
+            rows = connection.execute(query).all()
+            past = _past(connection, JobRow.state == JobState.RUNNING)
+        return [
+            Running(
+                **{**row._mapping, "state": AttemptState(row.state)},
+                preempted=past[row.id].preempted if row.id in past else 0,
+            )
+            for row in rows
+        ]
+
+    def ended(self, since: datetime | None = None, *, limit: int | None = None) -> list[Ended]:
+        """The attempts that ended at `since` or later, in that order."""
+        query = (
+            select(*_ENDED)
+            .join(JobRow, JobRow.id == AttemptRow.job)
+            .where(AttemptRow.finished.is_not(None))
+            .order_by(AttemptRow.finished, JobRow.sequence)
+            .limit(limit)
+        )
+        if since is not None:
+            query = query.where(AttemptRow.finished >= since)
+        with self.reading() as connection:
             return [
-                Running(**{**row._mapping, "state": AttemptState(row.state)})
+                Ended(
+                    **{
+                        **row._mapping,
+                        "state": AttemptState(row.state),
+                        "cause": Cause(row.cause) if row.cause else None,
+                    }
+                )
                 for row in connection.execute(query)
             ]
 
@@ -104,120 +152,6 @@ class WaitingVerbs(JobVerbs):
         """What each job's attempts have used between `since` (the beginning) and `now`."""
         return self._usage(JobRow.id, since, now, owner)
 
-    def hold(self, job: str, by: str) -> Job:
-        """Keep a job from starting until it is released; an attempt under way goes on.
-
-        Holding it twice changes nothing. Raises Conflict if it has ended.
-        """
-        with self.writing() as connection:
-            changed = connection.execute(
-                update(JobRow)
-                .where(
-                    JobRow.id == job,
-                    JobRow.state.in_([JobState.QUEUED, JobState.RUNNING]),
-                    JobRow.held.is_(None),
-                )
-                .values(held=self.clock())
-            ).rowcount
-            value = get_job(connection, job)
-            if changed:
-                self._event(connection, EventKind.HELD, job=job, by=by)
-            elif value.state.final:
-                raise Conflict(f"job {job} is {value.state}; only one that has not ended can be held")
-            return value
-
-    def release(self, job: str, by: str) -> Job:
-        """Let a held job start; one that is not held stays as it is. Raises Conflict if it has ended."""
-        with self.writing() as connection:
-            changed = connection.execute(
-                update(JobRow)
-                .where(
-                    JobRow.id == job,
-                    JobRow.state.in_([JobState.QUEUED, JobState.RUNNING]),
-                    JobRow.held.is_not(None),
-                )
-                .values(held=None)
-            ).rowcount
-            value = get_job(connection, job)
-            if changed:
-                self._event(connection, EventKind.RELEASED, job=job, by=by)
-            elif value.state.final:
-                raise Conflict(f"job {job} is {value.state}; only one that has not ended can be released")
-            return value
-
-    def request_yield(self, job: str, by: str, reason: str | None = None) -> bool:
-        """Ask a running job's attempt to make way, with a checkpoint; whether that is new.
-
-        It waits again afterwards, at nobody's expense. A job that is being cancelled is not asked.
-        """
-        with self.writing() as connection:
-            changed = connection.execute(
-                update(JobRow)
-                .where(
-                    JobRow.id == job,
-                    JobRow.state == JobState.RUNNING,
-                    JobRow.cancel_requested.is_(None),
-                    JobRow.yield_requested.is_(None),
-                )
-                .values(yield_requested=self.clock())
-            ).rowcount
-            value = get_job(connection, job)
-            if changed:
-                detail = {"reason": reason} if reason else None
-                self._event(
-                    connection,
-                    EventKind.YIELD_REQUESTED,
-                    job=job,
-                    attempt=value.attempt,
-                    by=by,
-                    detail=detail,
-                )
-            return bool(changed)
-
-    def hurry(self, job: str, by: str) -> Job:
-        """Let a queued job that waits for a moment, such as that of its next retry, start now.
-
-        Raises Conflict if it does not wait for one.
-        """
-        with self.writing() as connection:
-            changed = connection.execute(
-                update(JobRow)
-                .where(JobRow.id == job, JobRow.state == JobState.QUEUED, JobRow.not_before > self.clock())
-                .values(not_before=None)
-            ).rowcount
-            value = get_job(connection, job)
-            if not changed:
-                raise Conflict(f"job {job} is {value.state} and waits for no moment")
-            self._event(connection, EventKind.REQUEUED, job=job, by=by)
-            return value
-
-    def drain(self, by: str) -> Drain:
-        """Open no attempt any more from here on, whoever tries; what is under way goes on."""
-        return self._switch(_DRAIN, True, by) or Drain(self.clock(), by)
-
-    def end_drain(self, by: str) -> bool:
-        """Open attempts again; whether it had been drained."""
-        drained = self.draining() is not None
-        self._switch(_DRAIN, False, by)
-        return drained
-
-    def draining(self) -> Drain | None:
-        """Since when, and by whom, the service is being drained; none if it is not."""
-        with self.reading() as connection:
-            return _drain(connection)
-
-    def _switch(self, name: str, on: bool, by: str) -> Drain | None:
-        with self.writing() as connection:
-            off = SwitchRow.since.is_(None)
-            changed = connection.execute(
-                update(SwitchRow)
-                .where(SwitchRow.name == name, off if on else ~off)
-                .values(since=self.clock() if on else None, by=by if on else None)
-            ).rowcount
-            if changed:
-                self._event(connection, EventKind.DRAIN_BEGUN if on else EventKind.DRAIN_ENDED, by=by)
-            return _drain(connection)
-
     def _queued(self, now: datetime | None, which: ColumnElement[bool]) -> list[Queued]:
         now = now or self.clock()
         other = aliased(JobRow)  # JobRow are those that wait, `other` what they wait for
@@ -234,9 +168,12 @@ class WaitingVerbs(JobVerbs):
             blocked: dict[str, list[str]] = {}
             for row in connection.execute(blocking):
                 blocked.setdefault(row.job, []).append(row.on_job)
+            past = _past(connection, which)
         return [
             Queued(
                 **row._mapping,
+                since=past[row.id].finished if row.id in past else row.created,
+                preempted=past[row.id].preempted if row.id in past else 0,
                 blocked_by=tuple(blocked.get(row.id, ())),
                 eligible=row.held is None
                 and (row.not_before is None or row.not_before <= now)
@@ -305,7 +242,7 @@ def may_start(connection: Connection, job: str, now: datetime) -> ColumnElement[
     It cannot change before the transaction ends: the row itself is about to be updated, and whoever begins a
     drain waits for the lock that is taken here.
     """
-    switch = select(SwitchRow.since).where(SwitchRow.name == _DRAIN).with_for_update(read=True)
+    switch = select(SwitchRow.since).where(SwitchRow.name == DRAIN).with_for_update(read=True)
     if connection.execute(switch).scalar_one() is not None:
         return None
     other = aliased(JobRow)
@@ -323,6 +260,17 @@ def may_start(connection: Connection, job: str, now: datetime) -> ColumnElement[
     )
 
 
-def _drain(connection: Connection) -> Drain | None:
-    row = connection.execute(select(SwitchRow.since, SwitchRow.by).where(SwitchRow.name == _DRAIN)).one()
-    return None if row.since is None else Drain(row.since, row.by)
+def _past(connection: Connection, which: ColumnElement[bool]) -> dict[str, Any]:
+    """Of the jobs that have ended attempts: when the newest ended, and how many made way."""
+    made_way = case((AttemptRow.state == AttemptState.PREEMPTED, 1), else_=0)
+    query = (
+        select(
+            AttemptRow.job,
+            func.max(AttemptRow.finished).label("finished"),
+            func.sum(made_way).label("preempted"),
+        )
+        .join(JobRow, JobRow.id == AttemptRow.job)
+        .where(which, JobRow.attempt > 0, AttemptRow.finished.is_not(None))
+        .group_by(AttemptRow.job)
+    )
+    return {row.job: row for row in connection.execute(query)}

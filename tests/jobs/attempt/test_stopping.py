@@ -12,7 +12,7 @@ from jobs.service import Service
 from jobs.settings import Settings
 from jobs.store import AttemptState, Cause, JobState, StaleAttempt, Store
 
-from .conftest import Train, Training, log_of, names
+from .conftest import SMALL, Train, Training, log_of, names
 
 
 def test_a_cancelled_attempt_stops_with_a_checkpoint(train: Train, store: Store, service: Service):
@@ -140,3 +140,84 @@ def test_a_cancel_is_seen_without_redis(train: Train, store: Store):
 
     train("first", script, queue=Queue(None))
     assert store.job("first").state is JobState.CANCELLED
+
+
+def until_told_to_stop(training: Training) -> str:
+    """A rank that trains until it is asked to stop, and leaves a checkpoint."""
+    deadline = time.monotonic() + 10
+    step = 1
+    while not training.progress(step):
+        assert time.monotonic() < deadline
+        step += 1
+    training.checkpoint(0, name="step-000123")
+    return "stopped"
+
+
+def test_an_attempt_that_is_asked_to_make_way_waits_again_at_nobodys_expense(
+    train: Train, store: Store, service: Service
+):
+    def script(training: Training) -> str:
+        training.progress(1)
+        service.requeue("first", by="ada")
+        return until_told_to_stop(training)
+
+    train("first", script)
+    job = store.job("first")
+    assert (job.state, job.error, job.errors_used, job.infrastructure_used) == (JobState.QUEUED, None, 0, 0)
+    assert (job.yield_requested, job.not_before) == (None, None)
+    (ended,) = store.attempts("first")
+    assert (ended.state, ended.cause) == (AttemptState.PREEMPTED, Cause.PREEMPTED)
+    assert names(store, "first") == ["step-000123"]
+    assert service.queue.entries() == {"first": 2}
+
+
+def test_a_cancel_that_comes_after_a_yield_wins(train: Train, store: Store, service: Service):
+    def script(training: Training) -> str:
+        training.progress(1)
+        service.requeue("first")
+        service.cancel("first")
+        return until_told_to_stop(training)
+
+    train("first", script)
+    assert store.job("first").state is JobState.CANCELLED
+
+
+def test_a_yield_before_any_rank_has_started_ends_the_process(
+    train: Train, store: Store, left: threading.Event
+):
+    def hangs(training: Training) -> str:
+        store.request_yield("first", "scheduler")
+        assert left.wait(10)
+        raise RuntimeError("killed")
+
+    train("first", hangs)
+    assert store.job("first").state is JobState.QUEUED
+    assert store.attempts("first")[0].cause is Cause.PREEMPTED
+
+
+def test_an_attempt_stops_with_a_checkpoint_when_its_time_is_over(train: Train, store: Store):
+    limited = SMALL.model_copy(update={"time_limit": 0.1})
+    train("first", until_told_to_stop, config=limited)
+    job = store.job("first")
+    assert (job.state, job.errors_used) == (JobState.FAILED, 1)
+    assert job.error == (
+        "it trained for 0.1 s, as long as its time_limit allows; retry.on does not name timeout"
+    )
+    (ended,) = store.attempts("first")
+    assert (ended.state, ended.cause) == (AttemptState.FAILED, Cause.TIMEOUT)
+    assert names(store, "first") == ["step-000123"]
+
+
+def test_time_runs_from_the_start_of_the_ranks_and_may_be_given_again(train: Train, store: Store):
+    config = SMALL.model_copy(
+        update={"time_limit": 0.1, "retry": SMALL.retry.model_copy(update={"on": ("timeout",)})}
+    )
+
+    def slow_to_start(training: Training) -> str:
+        time.sleep(0.3)
+        return until_told_to_stop(training)
+
+    train("first", slow_to_start, config=config)
+    assert store.job("first").state is JobState.QUEUED  # max_attempts is 2
+    train("first", lambda training: "finished", 2, config=config)
+    assert store.job("first").state is JobState.SUCCEEDED

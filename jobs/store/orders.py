@@ -1,0 +1,134 @@
+"""What people and the scheduler may order: hold, release, make way, hurry, drain."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, select, update
+
+from jobs.store.jobs import get_job
+from jobs.store.states import EventKind, JobState
+from jobs.store.tables import JobRow, SwitchRow
+from jobs.store.values import Conflict, Drain, Job
+from jobs.store.waiting import DRAIN, WaitingVerbs
+
+
+class OrderVerbs(WaitingVerbs):
+    """Hold, release, make way, hurry, drain."""
+
+    def hold(self, job: str, by: str) -> Job:
+        """Keep a job from starting until it is released; an attempt under way goes on.
+
+        Holding it twice changes nothing. Raises Conflict if it has ended.
+        """
+        with self.writing() as connection:
+            changed = connection.execute(
+                update(JobRow)
+                .where(
+                    JobRow.id == job,
+                    JobRow.state.in_([JobState.QUEUED, JobState.RUNNING]),
+                    JobRow.held.is_(None),
+                )
+                .values(held=self.clock())
+            ).rowcount
+            value = get_job(connection, job)
+            if changed:
+                self._event(connection, EventKind.HELD, job=job, by=by)
+            elif value.state.final:
+                raise Conflict(f"job {job} is {value.state}; only one that has not ended can be held")
+            return value
+
+    def release(self, job: str, by: str) -> Job:
+        """Let a held job start; one that is not held stays as it is. Raises Conflict if it has ended."""
+        with self.writing() as connection:
+            changed = connection.execute(
+                update(JobRow)
+                .where(
+                    JobRow.id == job,
+                    JobRow.state.in_([JobState.QUEUED, JobState.RUNNING]),
+                    JobRow.held.is_not(None),
+                )
+                .values(held=None)
+            ).rowcount
+            value = get_job(connection, job)
+            if changed:
+                self._event(connection, EventKind.RELEASED, job=job, by=by)
+            elif value.state.final:
+                raise Conflict(f"job {job} is {value.state}; only one that has not ended can be released")
+            return value
+
+    def request_yield(self, job: str, by: str, reason: str | None = None) -> bool:
+        """Ask a running job's attempt to make way, with a checkpoint; whether that is new.
+
+        It waits again afterwards, at nobody's expense. A job that is being cancelled is not asked.
+        """
+        with self.writing() as connection:
+            changed = connection.execute(
+                update(JobRow)
+                .where(
+                    JobRow.id == job,
+                    JobRow.state == JobState.RUNNING,
+                    JobRow.cancel_requested.is_(None),
+                    JobRow.yield_requested.is_(None),
+                )
+                .values(yield_requested=self.clock())
+            ).rowcount
+            value = get_job(connection, job)
+            if changed:
+                detail = {"reason": reason} if reason else None
+                self._event(
+                    connection,
+                    EventKind.YIELD_REQUESTED,
+                    job=job,
+                    attempt=value.attempt,
+                    by=by,
+                    detail=detail,
+                )
+            return bool(changed)
+
+    def hurry(self, job: str, by: str) -> Job:
+        """Let a queued job that waits for a moment, such as that of its next retry, start now.
+
+        Raises Conflict if it does not wait for one.
+        """
+        with self.writing() as connection:
+            changed = connection.execute(
+                update(JobRow)
+                .where(JobRow.id == job, JobRow.state == JobState.QUEUED, JobRow.not_before > self.clock())
+                .values(not_before=None)
+            ).rowcount
+            value = get_job(connection, job)
+            if not changed:
+                raise Conflict(f"job {job} is {value.state} and waits for no moment")
+            self._event(connection, EventKind.REQUEUED, job=job, by=by)
+            return value
+
+    def drain(self, by: str) -> Drain:
+        """Open no attempt any more from here on, whoever tries; what is under way goes on."""
+        return self._switch(DRAIN, True, by) or Drain(self.clock(), by)
+
+    def end_drain(self, by: str) -> bool:
+        """Open attempts again; whether it had been drained."""
+        drained = self.draining() is not None
+        self._switch(DRAIN, False, by)
+        return drained
+
+    def draining(self) -> Drain | None:
+        """Since when, and by whom, the service is being drained; none if it is not."""
+        with self.reading() as connection:
+            return _drain(connection)
+
+    def _switch(self, name: str, on: bool, by: str) -> Drain | None:
+        with self.writing() as connection:
+            off = SwitchRow.since.is_(None)
+            changed = connection.execute(
+                update(SwitchRow)
+                .where(SwitchRow.name == name, off if on else ~off)
+                .values(since=self.clock() if on else None, by=by if on else None)
+            ).rowcount
+            if changed:
+                self._event(connection, EventKind.DRAIN_BEGUN if on else EventKind.DRAIN_ENDED, by=by)
+            return _drain(connection)
+
+
+def _drain(connection: Connection) -> Drain | None:
+    row = connection.execute(select(SwitchRow.since, SwitchRow.by).where(SwitchRow.name == DRAIN)).one()
+    return None if row.since is None else Drain(row.since, row.by)

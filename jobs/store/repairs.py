@@ -1,0 +1,113 @@
+"""What `verify` and `backup` ask of the whole database, and the records that a repair changes."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from sqlalchemy import func, or_, select, text, update
+
+from jobs.store.events import EventVerbs
+from jobs.store.opening import Database
+from jobs.store.records import checkpoint_of
+from jobs.store.states import ACTIVE, EventKind, JobState
+from jobs.store.tables import AttemptRow, CheckpointRow, JobRow, ModelRow, VersionRow
+from jobs.store.values import Checkpoint, StoreError
+
+_CHECKPOINT = tuple(column for column in CheckpointRow.__table__.columns if column.name != "purged")
+
+
+def damage(store: Database) -> list[str]:
+    """What the database itself finds wrong with its file, in its own words. (PostgreSQL guards itself.)"""
+    with store.reading() as connection:
+        if connection.dialect.name != "sqlite":
+            return []
+        found = [str(row[0]) for row in connection.execute(text("PRAGMA quick_check"))]
+        broken = connection.execute(text("PRAGMA foreign_key_check")).all()
+    return [line for line in found if line != "ok"] + [
+        f"row {row[1]} of {row[0]} names a row of {row[2]} that is not there" for row in broken
+    ]
+
+
+def contradictions(store: Database) -> list[tuple[str, str]]:
+    """Records that cannot both be true, each as (what it is about, what is wrong)."""
+    active = AttemptRow.state.in_(ACTIVE)
+    with store.reading() as connection:
+        idle = connection.execute(
+            select(JobRow.id, JobRow.attempt).where(
+                JobRow.state == JobState.RUNNING,
+                ~select(AttemptRow.job)
+                .where(AttemptRow.job == JobRow.id, AttemptRow.number == JobRow.attempt, active)
+                .exists(),
+            )
+        ).all()
+        astray = connection.execute(
+            select(AttemptRow.job, AttemptRow.number, JobRow.state)
+            .join(JobRow, JobRow.id == AttemptRow.job)
+            .where(active, or_(JobRow.state != JobState.RUNNING, JobRow.attempt != AttemptRow.number))
+        ).all()
+        unversioned = connection.execute(
+            select(ModelRow.name, ModelRow.current)
+            .outerjoin(
+                VersionRow, (VersionRow.model == ModelRow.name) & (VersionRow.version == ModelRow.current)
+            )
+            .where(ModelRow.current.is_not(None), VersionRow.model.is_(None))
+        ).all()
+    return (
+        [(f"job {row.id}", f"is running, but its attempt {row.attempt} is not active") for row in idle]
+        + [(f"attempt {r.number} of {r.job}", f"is active, but its job is {r.state}") for r in astray]
+        + [(f"model {r.name}", f"serves version {r.current}, which is not recorded") for r in unversioned]
+    )
+
+
+def present(store: Database) -> list[Checkpoint]:
+    """Every checkpoint of which there should be files, and every one of which some may be left.
+
+    The latter are `deleted`: their files were to go, and nobody has recorded that they are gone.
+    """
+    query = select(*_CHECKPOINT).where(CheckpointRow.purged.is_(None)).order_by(CheckpointRow.id)
+    with store.reading() as connection:
+        return [checkpoint_of(row) for row in connection.execute(query)]
+
+
+def discard(store: EventVerbs, checkpoint: Checkpoint, by: str, reason: str) -> bool:
+    """Record that the files of a checkpoint are not there; whether it counted as there until now."""
+    now = store.clock()
+    with store.writing() as connection:
+        changed = connection.execute(
+            update(CheckpointRow)
+            .where(CheckpointRow.id == checkpoint.id, CheckpointRow.purged.is_(None))
+            .values(deleted=func.coalesce(CheckpointRow.deleted, now), purged=now)
+        ).rowcount
+        if changed:
+            detail = {"checkpoint": checkpoint.location, "reason": reason}
+            store._event(connection, EventKind.REPAIRED, job=checkpoint.job, by=by, detail=detail)
+        return bool(changed)
+
+
+def copy_to(store: Database, path: Path) -> None:
+    """Copy an SQLite database, as of one moment, to a new file, while others read and write it.
+
+    Raises StoreError for any other kind of database.
+    """
+    with store.reading() as connection:
+        if connection.dialect.name != "sqlite":
+            raise StoreError(f"{store.name} is no SQLite file: it is backed up by its own tools")
+        source = connection.connection.dbapi_connection
+        assert source is not None  # a pool hands out open connections only
+        target = sqlite3.connect(path)
+        try:
+            source.backup(target)
+            # One file, without a log beside it, that also a reader without write access can open.
+            target.execute("PRAGMA journal_mode = DELETE")
+        finally:
+            target.close()
+
+
+def write_ahead(path: Path) -> None:
+    """Set the SQLite database at `path` to write ahead, as the service wants it; a copy does not."""
+    connection = sqlite3.connect(path)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+    finally:
+        connection.close()
