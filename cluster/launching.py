@@ -161,6 +161,17 @@ def resources(*, timeout: float = 5.0) -> tuple[dict[str, float], dict[str, floa
     )
 
 
+def free_by_node(*, timeout: float = 5.0) -> list[dict[str, float]]:
+    """What is free on each node, by Ray's names. Raises ClusterError when Ray does not answer in time."""
+
+    def ask() -> list[dict[str, float]]:
+        from ray._private.state import available_resources_per_node
+
+        return [dict(free) for free in available_resources_per_node().values()]
+
+    return _within(timeout, "asking for the resources of nodes", ask)
+
+
 def stop(name: str, *, timeout: float = 30.0) -> None:
     """Kill the attempt called `name` and wait until it and its ranks are gone; nothing happens if it is.
 

@@ -4,14 +4,15 @@ Everything here can be rebuilt from the store; emptying Redis loses nothing. The
 
 | key | type | holds | written by |
 |---|---|---|---|
-| queue | sorted set | job ids; the score is sequence - priority * 2^40: lowest first | push, remove, claim |
-| needs | hash | job id -> JSON: the attempt to open, its CPUs and GPUs | push, remove, claim |
-| lease:JOB | string, expires | the number of the attempt that may work on the job | claim, renew, release |
+| queue | sorted set | job ids; the score is sequence - priority * 2^40: lowest first | push, remove, take |
+| numbers | hash | job id -> the number of the attempt to open | push, remove, take |
+| lease:JOB | string, expires | the number of the attempt that may work on the job | take, renew, release |
 | bell | stream, capped | wakes the dispatchers | push, ring |
 | bell:JOB | stream, capped, expires | wakes whoever waits for a change of that job | ring |
 | progress:JOB | string, expires | JSON of the newest progress | publish_progress |
 | progress:JOB | channel | the same, to followers | publish_progress |
 | cluster | string, expires | JSON of the resources that the dispatcher saw last | publish_cluster |
+| outlook | string, expires | JSON of what its last decision was made of | publish_outlook |
 
 Each transition is one Lua script. The scripts build the names of lease keys from the prefix, so this needs
 one Redis server, not a Redis Cluster. Only commands of Redis 6.2 are used.
@@ -33,9 +34,8 @@ TIMEOUT = 5.0  # seconds until a call to Redis counts as unanswered
 PRIORITIES = range(-1000, 1001)
 _BLOCK = 2.0  # seconds that one blocking read waits, well below TIMEOUT
 _KEEP = 3600  # seconds that progress and bells outlive their last write
-_CLAIM_BATCH = 100
 
-# KEYS: queue, needs, bell; ARGV: score, job, needs, ...
+# KEYS: queue, numbers, bell; ARGV: score, job, number, ...
 _PUSH = """
 for i = 1, #ARGV, 3 do
   redis.call('ZADD', KEYS[1], ARGV[i], ARGV[i + 1])
@@ -44,7 +44,7 @@ end
 redis.call('XADD', KEYS[3], 'MAXLEN', '~', 16, '*', 'queued', #ARGV / 3)
 """
 
-# KEYS: queue, needs; ARGV: job, ...
+# KEYS: queue, numbers; ARGV: job, ...
 _REMOVE = """
 local removed = 0
 for i = 1, #ARGV do
@@ -54,38 +54,22 @@ end
 return removed
 """
 
-# Take the first job that may go. KEYS: queue, needs; ARGV: lease prefix, free CPUs, free GPUs, CPUs and GPUs
-# of the whole cluster, milliseconds of the lease, batch. Returns {job, number, jobs larger than the cluster}.
-# A job that fits the cluster but not what is free now ends the search: taking smaller ones from behind it
-# for ever would starve it. One whose next attempt is leased already is being opened by another dispatcher.
-_CLAIM = """
-local slack = 1e-6
-local free_cpus, free_gpus = tonumber(ARGV[2]) + slack, tonumber(ARGV[3]) + slack
-local all_cpus, all_gpus = tonumber(ARGV[4]) + slack, tonumber(ARGV[5]) + slack
-local batch = tonumber(ARGV[7])
-local unfit = {}
-local start = 0
-while true do
-  local jobs = redis.call('ZRANGE', KEYS[1], start, start + batch - 1)
-  if #jobs == 0 then return {'', 0, unfit} end
-  for _, job in ipairs(jobs) do
-    local text = redis.call('HGET', KEYS[2], job)
-    if text then
-      local needs = cjson.decode(text)
-      local lease = redis.call('GET', ARGV[1] .. job)
-      if needs.cpus > all_cpus or needs.gpus > all_gpus then
-        unfit[#unfit + 1] = job
-      elseif not lease or tonumber(lease) < needs.number then
-        if needs.cpus > free_cpus or needs.gpus > free_gpus then return {'', 0, unfit} end
-        redis.call('ZREM', KEYS[1], job)
-        redis.call('HDEL', KEYS[2], job)
-        redis.call('SET', ARGV[1] .. job, needs.number, 'PX', ARGV[6])
-        return {job, needs.number, unfit}
-      end
-    end
+# Take jobs out of the queue, each with a lease, to open attempts of them. One whose attempt is leased already
+# is left: another dispatcher is opening it. One that is not in the queue is taken all the same: the queue is
+# an index, and the store knows better.
+# KEYS: queue, numbers; ARGV: lease prefix, milliseconds, job, number, ...
+_TAKE = """
+local taken = {}
+for i = 3, #ARGV, 2 do
+  local lease = redis.call('GET', ARGV[1] .. ARGV[i])
+  if not lease or tonumber(lease) < tonumber(ARGV[i + 1]) then
+    redis.call('ZREM', KEYS[1], ARGV[i])
+    redis.call('HDEL', KEYS[2], ARGV[i])
+    redis.call('SET', ARGV[1] .. ARGV[i], ARGV[i + 1], 'PX', ARGV[2])
+    taken[#taken + 1] = ARGV[i]
   end
-  start = start + batch
 end
+return taken
 """
 
 # KEYS: lease; ARGV: number, milliseconds
@@ -125,19 +109,8 @@ class Entry:
 
     job: str
     number: int  # of the attempt to open
-    cpus: float
-    gpus: float
     priority: int  # higher goes first
     sequence: int  # order of submission
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What `Queue.claim` found."""
-
-    job: str | None  # none if no job may go now
-    number: int  # of the attempt to open
-    unfit: tuple[str, ...]  # jobs in front that need more than the whole cluster has
 
 
 class Queue:
@@ -182,9 +155,8 @@ class Queue:
             for start in range(0, len(entries), 500):
                 arguments: list[str | int] = []
                 for entry in entries[start : start + 500]:
-                    needs = {"number": entry.number, "cpus": entry.cpus, "gpus": entry.gpus}
-                    arguments += [_score(entry), entry.job, json.dumps(needs)]
-                keys = [self._key("queue"), self._key("needs"), self._key("bell")]
+                    arguments += [_score(entry), entry.job, entry.number]
+                keys = [self._key("queue"), self._key("numbers"), self._key("bell")]
                 server.eval(_PUSH, len(keys), *keys, *arguments)
 
     def remove(self, jobs: Iterable[str]) -> int:
@@ -194,42 +166,33 @@ class Queue:
         with self._answering() as server:
             for start in range(0, len(jobs), 500):
                 batch = jobs[start : start + 500]
-                removed += int(server.eval(_REMOVE, 2, self._key("queue"), self._key("needs"), *batch))
+                removed += int(server.eval(_REMOVE, 2, self._key("queue"), self._key("numbers"), *batch))
         return removed
 
-    def claim(
-        self,
-        *,
-        free_cpus: float,
-        free_gpus: float,
-        total_cpus: float,
-        total_gpus: float,
-        ttl: float,
-    ) -> Claim:
-        """Take the job that should go next out of the queue, with a lease of `ttl` seconds on it."""
+    def take(self, jobs: Mapping[str, int], ttl: float) -> set[str]:
+        """Take jobs out of the queue to open these attempts of them, with a lease of `ttl` seconds on each.
+
+        Returns those that were taken; the others another dispatcher is opening, or has opened.
+        """
+        if not jobs:
+            return set()
+        pairs = [part for pair in jobs.items() for part in pair]
         with self._answering() as server:
-            job, number, unfit = server.eval(
-                _CLAIM,
-                2,
-                self._key("queue"),
-                self._key("needs"),
-                self._key("lease:"),
-                free_cpus,
-                free_gpus,
-                total_cpus,
-                total_gpus,
-                _milliseconds(ttl),
-                _CLAIM_BATCH,
-            )
-        return Claim(job or None, int(number), tuple(unfit))
+            keys = (self._key("queue"), self._key("numbers"))
+            taken = server.eval(_TAKE, 2, *keys, self._key("lease:"), _milliseconds(ttl), *pairs)
+        return set(taken)
+
+    def __len__(self) -> int:
+        with self._answering() as server:
+            return int(server.zcard(self._key("queue")))
 
     def entries(self) -> dict[str, int]:
         """The jobs in the queue, in order, each with the number of its next attempt."""
         with self._answering() as server, server.pipeline(transaction=True) as both:
             both.zrange(self._key("queue"), 0, -1)
-            both.hgetall(self._key("needs"))
-            jobs, needs = both.execute()
-        return {job: json.loads(needs[job])["number"] if job in needs else 0 for job in jobs}
+            both.hgetall(self._key("numbers"))
+            jobs, numbers = both.execute()
+        return {job: int(numbers.get(job, 0)) for job in jobs}
 
     def renew(self, job: str, number: int, ttl: float) -> bool:
         """Extend the attempt's lease, or take it again if it is gone; False if a newer attempt holds it."""
@@ -304,6 +267,17 @@ class Queue:
         """What a dispatcher saw of the cluster within the last minute."""
         with self._answering() as server:
             text = server.get(self._key("cluster"))
+        return None if text is None else dict(json.loads(str(text)))
+
+    def publish_outlook(self, outlook: Mapping[str, Any]) -> None:
+        """Show what a decision was made of, so that others can say why a job waits."""
+        with self._answering() as server:
+            server.set(self._key("outlook"), json.dumps(outlook), ex=60)
+
+    def outlook(self) -> dict[str, Any] | None:
+        """What a dispatcher showed within the last minute."""
+        with self._answering() as server:
+            text = server.get(self._key("outlook"))
         return None if text is None else dict(json.loads(str(text)))
 
     def _key(self, name: str) -> str:

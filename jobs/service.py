@@ -344,4 +344,4 @@ class Service:
 
 def entry_of(job: Queued | Job) -> Entry:
     """The queue's entry for a job that waits."""
-    return Entry(job.id, job.attempt + 1, job.cpus, job.gpus, job.priority, job.sequence)
+    return Entry(job.id, job.attempt + 1, job.priority, job.sequence)

@@ -8,6 +8,7 @@
 | TEXTVAE_STORAGE | <home>/storage | the artifact store: a folder or an s3:// or gs:// URI |
 | RAY_ADDRESS | the local stack's | the Ray cluster |
 | TEXTVAE_MAX_CPUS, TEXTVAE_MAX_GPUS | what Ray has now | what an auto-scaled cluster can grow to |
+| TEXTVAE_SCHEDULING | <home>/scheduling.yaml | the scheduler's rules: shares, quotas, preemption |
 | TEXTVAE_START_TIMEOUT | 120 | seconds in which the ranks of an attempt must have started |
 
 Nothing else in the service reads the environment: whoever needs a setting is handed a Settings.
@@ -56,6 +57,7 @@ class Settings:
     max_cpus: float | None = None
     max_gpus: float | None = None
     start_timeout: float = 120.0
+    scheduling: Path | None = None
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @classmethod
@@ -77,6 +79,9 @@ class Settings:
         def folder_or_uri(text: str) -> str:
             return text if "://" in text else str(Path(_expand(text, given)).absolute())
 
+        def path(text: str) -> Path:
+            return Path(_expand(text, given)).absolute()
+
         def number(variable: str) -> Callable[[str], float]:
             return lambda text: _number(variable, text)
 
@@ -94,8 +99,14 @@ class Settings:
             start_timeout=take(
                 "start_timeout", "TEXTVAE_START_TIMEOUT", 120.0, number("TEXTVAE_START_TIMEOUT")
             ),
+            scheduling=take("scheduling", "TEXTVAE_SCHEDULING", home / "scheduling.yaml", path),
             origins=origins,
         )
+
+    @property
+    def scheduling_file(self) -> Path:
+        """The scheduler's rules; need not exist."""
+        return self.scheduling or self.home / "scheduling.yaml"
 
     @property
     def data(self) -> Path:
@@ -187,14 +198,10 @@ class Settings:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Settings:
         """The Settings that to_dict wrote."""
-        token_path = plain.get("token_path")
-        return cls(
-            **{
-                **plain,
-                "home": Path(plain["home"]),
-                "token_path": Path(token_path) if token_path else None,
-            }
-        )
+        paths = {
+            name: Path(plain[name]) if plain.get(name) else None for name in ("token_path", "scheduling")
+        }
+        return cls(**{**plain, "home": Path(plain["home"]), **paths})
 
 
 def masked(url: str) -> str:

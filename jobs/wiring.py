@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from cluster import launching, serving
 from jobs.dispatcher import Capacity
 from jobs.keeper import Keeper
+from jobs.scheduling import Node
 from jobs.settings import Settings
 from jobs.store import Store
 
@@ -45,11 +46,16 @@ class RayLauncher:
         cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
         all_cpus = max(cpus, self._settings.max_cpus or 0.0)
         all_gpus = max(gpus, self._settings.max_gpus or 0.0)
+        grows = all_cpus > cpus or all_gpus > gpus  # then a rank may find room on a machine that is to come
+        nodes = [] if grows else launching.free_by_node()
         return Capacity(
             all_cpus,
             all_gpus,
             free.get("CPU", 0.0) + all_cpus - cpus,
             free.get("GPU", 0.0) + all_gpus - gpus,
+            tuple(Node(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes)
+            if len(nodes) > 1
+            else (),
         )
 
     def connect(self) -> None:
@@ -89,9 +95,17 @@ class RayServe:
         return path.read_text(encoding="utf-8").strip() if path is not None else None
 
 
+def server(settings: Settings) -> RayServe | None:
+    """What serves the models; none if the settings know of no Serve."""
+    if settings.dashboard_url is None or settings.serve_url is None:
+        return None
+    return RayServe(settings, settings.dashboard_url, settings.serve_url)
+
+
 def keeper(settings: Settings, store: Store) -> Keeper | None:
     """Keeps Serve at the promoted versions; none if the settings know of no Serve."""
-    if settings.dashboard_url is None or settings.serve_url is None:
+    serving = server(settings)
+    if serving is None:
         return None
 
     def location(name: str) -> str:
@@ -99,4 +113,4 @@ def keeper(settings: Settings, store: Store) -> Keeper | None:
 
         return Artifacts(settings.storage).location(name)
 
-    return Keeper(store, RayServe(settings, settings.dashboard_url, settings.serve_url), location)
+    return Keeper(store, serving, location)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from jobs.scheduling.accounts import Accounts, Spent
 from jobs.scheduling.backlog import Backlog
 from jobs.scheduling.deciding import decide
+from jobs.scheduling.explaining import Explainer
 from jobs.scheduling.order import Line, first_of_groups
 from jobs.scheduling.policy import Policy, Preempting, Share, parse_policy, read_policy
+from jobs.scheduling.room import too_large
 from jobs.scheduling.values import (
     Blocked,
     Cluster,
@@ -29,6 +31,7 @@ __all__ = [
     "Blocked",
     "Cluster",
     "Decisions",
+    "Explainer",
     "Group",
     "History",
     "Line",
@@ -48,4 +51,5 @@ __all__ = [
     "first_of_groups",
     "parse_policy",
     "read_policy",
+    "too_large",
 ]

@@ -79,7 +79,8 @@ class Line:
         self._rates: dict[str, float] = {}  # what each owner holds, in clusters
         self.held: dict[str, Held] = {}
         for job in running:
-            self._hold(job.owner, job.cpus, job.gpus)
+            self.held.setdefault(job.owner, Held()).add(job.cpus, job.gpus)
+            self._charge(job.owner, job.cpus, job.gpus)
         candidates = [
             _Candidates(group, lines, [s for s in lines if possible(group, s, cluster, policy)])
             for group, lines in backlog.ready(now).items()
@@ -116,11 +117,16 @@ class Line:
         return self.held.get(owner, _NOTHING).full(shape, self._policy.share(owner))
 
     def started(self, job: Waiting) -> None:
-        """It starts: its owner is charged, and its group has had a turn if it was the first."""
+        """It starts: its owner is charged and holds more; its group has had a turn if it was the first."""
+        self.held.setdefault(job.owner, Held()).add(job.cpus, job.gpus)
+        self.pass_over(job)
+
+    def pass_over(self, job: Waiting) -> None:
+        """Go on behind it, as if it had started, without counting it against its owner's quota."""
         candidates = self._heap[0][2]
         in_turn = candidates.first == (job.sequence, job.id)
         candidates.advance()
-        self._hold(job.owner, job.cpus, job.gpus)
+        self._charge(job.owner, job.cpus, job.gpus)
         if in_turn:
             candidates.first = candidates.head()
             if candidates.first is not None:
@@ -159,8 +165,7 @@ class Line:
         ready = max(job.since, job.not_before or job.since)
         candidates.waited = self._now - (ready if turn is None else max(ready, turn))
 
-    def _hold(self, owner: str, cpus: float, gpus: float) -> None:
-        self.held.setdefault(owner, Held()).add(cpus, gpus)
+    def _charge(self, owner: str, cpus: float, gpus: float) -> None:
         rate = _ratio(gpus, self._cluster.total_gpus) if gpus > 0 else _ratio(cpus, self._cluster.total_cpus)
         self._rates[owner] = self._rates.get(owner, 0.0) + rate
 

@@ -161,4 +161,3 @@ class Decisions:
     start: tuple[Waiting, ...] = ()  # in order; all of them fit at once
     preempt: tuple[Preemption, ...] = ()
     reserved: Reservation | None = None
-    reasons: Mapping[str, Reason] = field(default_factory=dict)  # of the jobs asked about that do not start

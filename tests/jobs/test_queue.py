@@ -11,27 +11,13 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from jobs.queue import Claim, Entry, Queue, QueueUnavailable
+from jobs.queue import Entry, Queue, QueueUnavailable
 
 from .conftest import RedisServer
 
 
-def entry(
-    job: str, sequence: int, *, priority: int = 0, number: int = 1, cpus: float = 1, gpus: float = 0
-) -> Entry:
-    return Entry(job, number, cpus, gpus, priority, sequence)
-
-
-def claim(queue: Queue, cpus: float = 8, gpus: float = 8, *, of: float = 8, ttl: float = 60) -> Claim:
-    """Claim with so much free on a cluster of `of` CPUs and GPUs."""
-    return queue.claim(free_cpus=cpus, free_gpus=gpus, total_cpus=of, total_gpus=of, ttl=ttl)
-
-
-def drain(queue: Queue) -> list[str]:
-    order = []
-    while (job := claim(queue).job) is not None:
-        order.append(job)
-    return order
+def entry(job: str, sequence: int, *, priority: int = 0, number: int = 1) -> Entry:
+    return Entry(job, number, priority, sequence)
 
 
 def test_priority_first_then_age(queue: Queue):
@@ -39,8 +25,7 @@ def test_priority_first_then_age(queue: Queue):
         [entry("late", 3), entry("low", 1, priority=-5), entry("high", 4, priority=5), entry("early", 2)]
     )
     assert list(queue.entries()) == ["high", "early", "late", "low"]
-    assert drain(queue) == ["high", "early", "late", "low"]
-    assert queue.entries() == {}
+    assert len(queue) == 4
 
 
 @hypothesis_settings(
@@ -54,7 +39,7 @@ def test_priority_first_then_age(queue: Queue):
     ),
     order=st.randoms(use_true_random=False),
 )
-def test_any_jobs_pushed_in_any_order_come_out_by_priority_then_age(
+def test_any_jobs_pushed_in_any_order_stand_by_priority_then_age(
     queue: Queue, redis_server: RedisServer, jobs: list[tuple[int, int]], order: Any
 ):
     redis_server.flush()
@@ -63,87 +48,52 @@ def test_any_jobs_pushed_in_any_order_come_out_by_priority_then_age(
     order.shuffle(shuffled)
     queue.push(shuffled)
     expected = sorted(entries, key=lambda e: (-e.priority, e.sequence))
-    assert drain(queue) == [e.job for e in expected]
+    assert list(queue.entries()) == [e.job for e in expected]
 
 
-@hypothesis_settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(
-    needs=st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), max_size=12),
-    free=st.tuples(st.integers(0, 4), st.integers(0, 4)),
-)
-def test_a_claim_is_what_the_rules_say(
-    queue: Queue, redis_server: RedisServer, needs: list[tuple[int, int]], free: tuple[int, int]
-):
-    """On a cluster of 4 CPUs and 4 GPUs of which `free` are free."""
-    redis_server.flush()
-    queue.push([entry(f"job-{n}", n, cpus=cpus, gpus=gpus) for n, (cpus, gpus) in enumerate(needs)])
-    fitting = [n for n, (cpus, gpus) in enumerate(needs) if cpus <= 4 and gpus <= 4]
-    head = fitting[0] if fitting else None
-    may_go = head is not None and needs[head][0] <= free[0] and needs[head][1] <= free[1]
-    got = claim(queue, *free, of=4)
-    assert got.job == (f"job-{head}" if may_go else None)
-    in_front = range(head if head is not None else len(needs))
-    assert got.unfit == tuple(f"job-{n}" for n in in_front)
-
-
-def test_a_job_that_fits_the_cluster_but_not_now_blocks_those_behind_it(queue: Queue):
-    queue.push([entry("large", 1, cpus=6), entry("small", 2, cpus=1)])
-    assert claim(queue, cpus=4) == Claim(None, 0, ())
-    assert claim(queue, cpus=6).job == "large"
-    assert claim(queue, cpus=2).job == "small"
-
-
-def test_a_job_larger_than_the_cluster_is_passed_over(queue: Queue):
-    queue.push([entry("too-large", 1, gpus=16), entry("small", 2)])
-    assert claim(queue) == Claim("small", 1, ("too-large",))
-    assert claim(queue) == Claim(None, 0, ("too-large",))
-    assert list(queue.entries()) == ["too-large"]  # it waits for a larger cluster
-    assert claim(queue, gpus=16, of=16).job == "too-large"
-
-
-def test_fractions_of_cpus_add_up(queue: Queue):
-    queue.push([entry("thirds", 1, cpus=3 * 0.1)])  # 0.30000000000000004
-    assert claim(queue, cpus=0.3).job == "thirds"
-
-
-def test_many_jobs_in_front_do_not_hide_the_one_that_fits(queue: Queue):
-    queue.push([entry(f"large-{n:03}", n, gpus=99) for n in range(250)])
-    queue.push([entry("small", 999)])
-    got = claim(queue)
-    assert got.job == "small"
-    assert len(got.unfit) == 250
-
-
-def test_a_claim_takes_a_lease(queue: Queue):
-    queue.push([entry("first", 1, number=3)])
-    assert claim(queue) == Claim("first", 3, ())
-    assert queue.leases(["first", "other"]) == {"first": 3}
+def test_what_is_taken_leaves_the_queue_with_a_lease(queue: Queue):
+    queue.push([entry("first", 1, number=3), entry("second", 2), entry("third", 3)])
+    assert queue.take({"first": 3, "third": 1}, 60) == {"first", "third"}
+    assert queue.entries() == {"second": 1}
+    assert queue.leases(["first", "second", "third"]) == {"first": 3, "third": 1}
     assert queue.leases([]) == {}
+    assert queue.take({}, 60) == set()
 
 
-def test_a_job_that_another_dispatcher_is_opening_is_passed_over(queue: Queue):
+def test_a_job_that_another_dispatcher_is_opening_is_not_taken(queue: Queue):
     queue.push([entry("first", 1)])
-    assert claim(queue).job == "first"
+    assert queue.take({"first": 1}, 60) == {"first"}
     queue.push([entry("first", 1), entry("second", 2)])  # reconciled before the attempt was opened
-    assert claim(queue).job == "second"
+    assert queue.take({"first": 1, "second": 1}, 60) == {"second"}
+    assert queue.entries() == {"first": 1}
     queue.push([entry("first", 1, number=2)])  # the next attempt does not wait for the last one's lease
-    assert claim(queue) == Claim("first", 2, ())
+    assert queue.take({"first": 2}, 60) == {"first"}
+    assert queue.leases(["first"]) == {"first": 2}
 
 
-def test_twenty_who_claim_at_once_get_different_jobs(queue: Queue):
-    queue.push([entry(f"job-{n:02}", n) for n in range(15)])
+def test_a_job_that_the_index_has_lost_is_taken_all_the_same(queue: Queue):
+    assert queue.take({"first": 1}, 60) == {"first"}
+
+
+def test_of_twenty_who_take_the_same_jobs_each_gets_others(queue: Queue):
+    jobs = {f"job-{n:02}": 1 for n in range(15)}
+    queue.push([entry(job, n) for n, job in enumerate(jobs)])
     barrier = threading.Barrier(20)
 
-    def work(_: int) -> str | None:
+    def work(_: int) -> set[str]:
         barrier.wait()
-        return claim(queue).job
+        return queue.take(jobs, 60)
 
     with ThreadPoolExecutor(20) as pool:
         got = list(pool.map(work, range(20)))
-    assert sorted(job for job in got if job) == [f"job-{n:02}" for n in range(15)]
-    assert got.count(None) == 5
+    assert sorted(job for each in got for job in each) == list(jobs)
+    assert len(queue) == 0
+
+
+def test_the_outlook_is_what_was_shown_last(queue: Queue):
+    assert queue.outlook() is None
+    queue.publish_outlook({"cluster": {"total_cpus": 4.0}, "turns": [["ada", 0, 1.5]]})
+    assert queue.outlook() == {"cluster": {"total_cpus": 4.0}, "turns": [["ada", 0, 1.5]]}
 
 
 def test_pushing_again_replaces_and_removing_removes(queue: Queue):
@@ -254,14 +204,16 @@ def test_followers_hear_silence_too(queue: Queue):
 def test_the_cluster_as_the_dispatcher_saw_it(queue: Queue):
     assert queue.cluster() is None
     queue.publish_cluster({"total_cpus": 2.0})
+    queue.publish_outlook({"used": {}})
     assert queue.cluster() == {"total_cpus": 2.0}
 
 
 def test_prefixes_keep_queues_apart(queue: Queue, redis_server: RedisServer):
     other = Queue(redis_server.url, prefix="other")
     other.push([entry("first", 1)])
-    assert claim(queue).job is None
-    assert claim(other).job == "first"
+    assert queue.entries() == {}
+    assert other.take({"first": 1}, 60) == {"first"}
+    assert queue.leases(["first"]) == {}
     other.close()
 
 
@@ -274,14 +226,15 @@ def test_a_priority_out_of_range_is_refused(queue: Queue, priority: int):
 def test_every_key_expires_or_is_one_of_a_few(queue: Queue, redis_server: RedisServer):
     """Nothing of a job stays in Redis for ever."""
     queue.push([entry("first", 1), entry("second", 2)])
-    claim(queue)
+    queue.take({"first": 1}, 60)
     queue.ring("first")
     queue.publish_progress("first", {"step": 1})
     queue.publish_cluster({"total_cpus": 2.0})
+    queue.publish_outlook({"used": {}})
     client = redis.Redis.from_url(redis_server.url, decode_responses=True)
     lasting = {key for key in client.scan_iter() if client.ttl(key) == -1}
     client.close()
-    assert lasting == {"textvae:queue", "textvae:needs", "textvae:bell"}
+    assert lasting == {"textvae:queue", "textvae:numbers", "textvae:bell"}
 
 
 def test_without_redis_every_call_says_so(redis_server: RedisServer):
@@ -292,7 +245,10 @@ def test_without_redis_every_call_says_so(redis_server: RedisServer):
         lambda queue: queue.push([entry("first", 1)]),
         lambda queue: queue.remove(["first"]),
         lambda queue: queue.entries(),
-        lambda queue: claim(queue),
+        lambda queue: queue.take({"first": 1}, 1),
+        lambda queue: len(queue),
+        lambda queue: queue.publish_outlook({}),
+        lambda queue: queue.outlook(),
         lambda queue: queue.renew("first", 1, 1),
         lambda queue: queue.release("first", 1),
         lambda queue: queue.leases(["first"]),

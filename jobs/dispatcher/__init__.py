@@ -1,0 +1,232 @@
+"""The daemon: claims jobs, launches attempts, watches over them, and keeps Serve at the promoted versions.
+
+It holds nothing in memory that matters: it may die at any moment, the next one goes on from the store, the
+queue and the cluster, and running attempts do not notice. Several may run at once; the store's guarded
+UPDATEs decide between them. `python -m jobs.dispatcher` runs it until SIGTERM.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from jobs.dispatcher.parts import BY, Capacity, Launcher, Snapshot, Timings
+from jobs.dispatcher.starting import Starter
+from jobs.failures import Failures
+from jobs.keeper import Keeper
+from jobs.queue import Bell, Queue, QueueUnavailable
+from jobs.service import Service
+from jobs.settings import Settings
+from jobs.store import Attempt, AttemptState, Cause, Running, StaleAttempt, Store
+
+__all__ = ["BY", "Capacity", "Dispatcher", "Launcher", "Snapshot", "Timings", "main"]
+
+logger = logging.getLogger("textvae.dispatcher")
+
+_SHARE = 0.01  # of the time, that comparing the queue with the store may take
+
+
+class Dispatcher:
+    """claim -> launch -> watch, in passes."""
+
+    def __init__(
+        self,
+        service: Service,
+        launcher: Launcher,
+        capacity: Callable[[], Capacity],
+        settings: Settings,
+        *,
+        keeper: Keeper | None = None,
+        timings: Timings | None = None,
+    ):
+        """`capacity` asks the cluster for its resources and raises RuntimeError if it does not answer."""
+        self._service = service
+        self._store = service.store
+        self._queue = service.queue
+        self._launcher = launcher
+        self._keeper = keeper
+        self._timings = timings or Timings(start_timeout=settings.start_timeout)
+        self._failures = Failures(logger)
+        self._starter = Starter(
+            service.store, service.queue, launcher, capacity, settings, self._timings, self._failures
+        )
+        self._reconciled: float | None = None  # when, none to do it in the next pass
+        self._compared: tuple[float, float] | None = None  # when all of the queue was, and the time it took
+
+    def loop(
+        self,
+        stop: threading.Event,
+        ready: Callable[[], object] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Work until `stop` is set. Attempts go on without it.
+
+        `ready` is called once, after the first pass in which store, queue and cluster all answered.
+        """
+        keeping: threading.Thread | None = None
+        if self._keeper is not None:
+            keeping = threading.Thread(
+                target=self._keeper.loop, args=(stop, clock), name="serve", daemon=True
+            )
+            keeping.start()
+        bell: Bell | None = None
+        while not stop.is_set():
+            # The bell is made before the pass: what rings during the pass is heard after it.
+            bell = bell or self._bell()
+            if self.step(clock()) and ready is not None:
+                ready()
+                ready = None
+            bell = self._rest(bell, stop)
+        if keeping is not None:
+            keeping.join(timeout=5)
+        logger.info("stopped; running attempts go on")
+
+    def step(self, now: float) -> bool:
+        """One pass; whether all of it worked.
+
+        `now` is a monotonic time in seconds; the store's clock tells ages.
+        """
+        watched = self._try("watching attempts", self.watch)
+        launched = self._try("launching attempts", self.launch)
+        # Last: whoever rang the bell may be looking at the clock.
+        reconciled = True
+        if self._reconciled is None or now - self._reconciled >= self._timings.reconcile:
+            self._reconciled = None
+            reconciled = self._try("reconciling the queue", lambda: self._reconcile(now))
+            if reconciled:
+                self._reconciled = now
+        return reconciled and watched and launched
+
+    def launch(self) -> list[Attempt]:
+        """Open and launch attempts of all jobs that may start, and have others make way; returns them."""
+        return self._starter.step()
+
+    def watch(self) -> None:
+        """End attempts that do not stop or do not start in time, and those that are dead."""
+        now = self._store.clock()
+        active = self._store.running()
+        grace = self._timings.cancel_grace
+        for job in active:
+            if job.cancel_requested is not None:
+                if (now - job.cancel_requested).total_seconds() >= grace:
+                    error = f"did not stop within {grace:.0f} s of its cancel and was killed"
+                    self._kill(job, AttemptState.CANCELLED, Cause.KILLED, error)
+            elif job.yield_requested is not None:
+                if (now - job.yield_requested).total_seconds() >= grace:
+                    error = f"did not make way within {grace:.0f} s and was killed"
+                    self._kill(job, AttemptState.PREEMPTED, Cause.PREEMPTED, error)
+            elif job.started is None:
+                if (now - job.opened).total_seconds() >= self._timings.start_timeout:
+                    error = (
+                        f"its ranks did not start within {self._timings.start_timeout:.0f} s: "
+                        "the cluster had no room for them, or they hung"
+                    )
+                    self._kill(job, AttemptState.LOST, Cause.START_TIMEOUT, error)
+            elif job.time_limit is not None:
+                trained = (now - job.started).total_seconds()
+                if trained >= job.time_limit + grace:
+                    error = f"trained for {trained:.0f} s, longer than its time_limit, and was killed"
+                    self._kill(job, AttemptState.FAILED, Cause.TIMEOUT, error)
+        if active:
+            for attempt in self._service.reconcile_attempts(Snapshot(self._launcher, self._failures)):
+                logger.warning("%s was lost", attempt.actor)
+
+    def _reconcile(self, now: float) -> None:
+        """Compare the queue with the store: by number often, job by job if that differs or now and then."""
+        if self._compared is not None:
+            at, took = self._compared
+            ready = sum(
+                len(line)
+                for lines in self._starter.outlook.backlog.ready(self._store.clock().timestamp()).values()
+                for line in lines.values()
+            )
+            if now - at < took / _SHARE and len(self._queue) == ready:
+                return
+        began = time.perf_counter()
+        self._starter.outlook.reload()
+        self._service.reconcile_queue()
+        self._compared = now, time.perf_counter() - began
+
+    def _kill(self, attempt: Running, state: AttemptState, cause: Cause, error: str) -> None:
+        try:
+            self._launcher.stop(attempt.actor)
+        except RuntimeError as failure:
+            self._failures.failed(f"stopping {attempt.actor}", failure)
+            return  # the next pass tries again; the other attempts must not wait for this one
+        self._failures.worked(f"stopping {attempt.actor}")
+        logger.warning("stopped %s: %s", attempt.actor, error)
+        if Snapshot(self._launcher, self._failures).state(attempt.actor) != "dead":
+            return  # not confirmed: the next pass tries again
+        try:
+            self._service.finish(
+                attempt.id,
+                attempt.attempt,
+                state,
+                by=BY,
+                cause=cause,
+                error=f"attempt {attempt.attempt} {error}",
+            )
+        except StaleAttempt:
+            logger.info("%s had ended by itself", attempt.actor)
+
+    def _try(self, what: str, work: Callable[[], object]) -> bool:
+        """Do one part of a pass. Whatever it raises, the daemon must go on with the others."""
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 - logged with its traceback, and tried again in the next pass
+            self._failures.failed(what, error)
+            return False
+        self._failures.worked(what)
+        return True
+
+    def _bell(self) -> Bell | None:
+        try:
+            return self._queue.bell()
+        except QueueUnavailable:
+            return None  # the pass itself logs it
+
+    def _rest(self, bell: Bell | None, stop: threading.Event) -> Bell | None:
+        if bell is not None:
+            try:
+                bell.wait(self._timings.rest)
+                return bell
+            except QueueUnavailable:
+                self._reconciled = None  # it may come back empty
+        stop.wait(self._timings.rest)
+        return None
+
+
+def main() -> None:
+    """Run the daemon with the settings of the environment and the local stack."""
+    from jobs.wiring import RayLauncher, keeper  # imports ray and torch
+
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    settings = Settings.from_environment(os.environ).connected()
+    settings.create_home()
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    store = Store(settings.database_url)
+    queue = Queue(settings.redis_url)
+    launcher = RayLauncher(settings)
+    serve = keeper(settings, store)
+    if serve is None:
+        logger.warning("no Serve is known: promoted versions are recorded, not served")
+    dispatcher = Dispatcher(Service(store, queue), launcher, launcher.capacity, settings, keeper=serve)
+    logger.info("started: %s", "; ".join(f"{s.name} {s.value}" for s in settings.describe()))
+
+    def ready() -> None:
+        settings.ready_file.parent.mkdir(exist_ok=True)
+        settings.ready_file.touch(mode=0o600)
+        settings.ready_file.write_text(str(os.getpid()), encoding="utf-8")
+
+    dispatcher.loop(stop, ready)
+    queue.close()
+    store.close()

@@ -1,0 +1,5 @@
+"""`python -m jobs.dispatcher`."""
+
+from jobs.dispatcher import main
+
+main()

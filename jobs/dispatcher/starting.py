@@ -1,0 +1,227 @@
+"""Decides what starts and what makes way, and has it done."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from jobs import attempt as attempts
+from jobs.dispatcher.parts import BY, Capacity, Launcher, Timings
+from jobs.failures import Failures
+from jobs.outlook import Outlook, running_of, shown
+from jobs.queue import Queue
+from jobs.scheduling import Cluster, Decisions, Policy, Waiting, decide, read_policy, too_large
+from jobs.settings import Settings
+from jobs.store import Attempt, AttemptState, Running, Store
+from textvae.config import ConfigError
+
+logger = logging.getLogger("textvae.dispatcher")
+
+_TOGETHER = 16  # attempts opened in one transaction: they must all be launched before they count as lost
+_SHOWN_EVERY = 10.0  # seconds between two publications of an outlook that has not changed much
+
+
+class Starter:
+    """Starts what the policy wants started. What it knows of the queue is kept up to date by events."""
+
+    def __init__(
+        self,
+        store: Store,
+        queue: Queue,
+        launcher: Launcher,
+        capacity: Callable[[], Capacity],
+        settings: Settings,
+        timings: Timings,
+        failures: Failures,
+    ):
+        self._store = store
+        self._queue = queue
+        self._launcher = launcher
+        self._capacity = capacity
+        self._settings = settings
+        self._timings = timings
+        self._failures = failures
+        self._rules = _Rules(settings.scheduling_file, failures)
+        self.outlook = Outlook(store, self._rules.read())
+        self._others: tuple[float, float] | None = None  # CPUs and GPUs in use by others, as seen last
+        self._decided: tuple[object, float] | None = None  # on what the last decision was made, and when
+        self._shown = 0.0
+        self._unfit: dict[str, str] = {}  # jobs larger than the cluster, and why: each is recorded once
+
+    def step(self) -> list[Attempt]:
+        """Open and launch attempts of all jobs that may start; ask others to make way. Returns the former."""
+        self.outlook.use(self._rules.read())
+        self.outlook.refresh()
+        if self._store.draining() is not None:
+            return []
+        capacity = self._capacity()
+        if capacity.total_cpus <= 0:
+            raise RuntimeError("the cluster has no CPUs yet")
+        self._queue.publish_cluster(
+            {name: value for name, value in vars(capacity).items() if name != "nodes"}
+        )
+        active = self._store.running()
+        cluster = self._room(capacity, active)
+        now = self._store.clock().timestamp()
+        known = (
+            self.outlook.seen,
+            self.outlook.policy,
+            cluster,
+            [(job.actor, job.started) for job in active],
+        )
+        if self._decided is not None and self._decided[0] == known and not self._due(now):
+            return []
+        running = [running_of(job) for job in active]
+        history = self.outlook.history(running, cluster)
+        decisions = decide(self.outlook.backlog, running, cluster, history, self.outlook.policy, now)
+        if now - self._shown >= _SHOWN_EVERY or decisions.start:
+            self._queue.publish_outlook(shown(cluster, history, self.outlook.typical()))
+            self._shown = now
+        self._note_unfit(cluster)
+        opened = self._start(decisions, {(job.id, job.attempt) for job in active})
+        self._displace(decisions)
+        self._decided = None if opened else (known, now)
+        return opened
+
+    def _due(self, now: float) -> bool:
+        """Whether the time alone may have changed who starts."""
+        assert self._decided is not None
+        later = self.outlook.backlog.next_time()
+        return now - self._decided[1] >= self._timings.think or (later is not None and later <= now)
+
+    def _room(self, capacity: Capacity, active: Sequence[Running]) -> Cluster:
+        """What a job may be given now.
+
+        The cluster counts an attempt once its ranks are placed; the store, from the start.
+        """
+        cpus, gpus = sum(job.cpus for job in active), sum(job.gpus for job in active)
+        others_cpus, others_gpus = self._held_by_others(capacity, active)
+        return Cluster(
+            capacity.total_cpus,
+            capacity.total_gpus,
+            min(capacity.free_cpus, capacity.total_cpus - others_cpus - cpus),
+            min(capacity.free_gpus, capacity.total_gpus - others_gpus - gpus),
+            capacity.nodes,
+        )
+
+    def _held_by_others(self, capacity: Capacity, active: Sequence[Running]) -> tuple[float, float]:
+        """The CPUs and GPUs that somebody else uses of the cluster.
+
+        While ranks of ours are being placed nobody can tell whether what is in use is theirs. What was seen
+        before counts then, and without that all of it: an attempt that is promised what others have would
+        wait for its ranks until it is given up.
+        """
+        placed = [job for job in active if job.state is not AttemptState.STARTING]
+        others = (
+            max(0.0, capacity.total_cpus - capacity.free_cpus - sum(job.cpus for job in placed)),
+            max(0.0, capacity.total_gpus - capacity.free_gpus - sum(job.gpus for job in placed)),
+        )
+        if len(placed) == len(active):
+            self._others = others
+        elif self._others is not None:
+            others = min(others[0], self._others[0]), min(others[1], self._others[1])
+        return others
+
+    def _start(self, decisions: Decisions, known: set[tuple[str, int]]) -> list[Attempt]:
+        launched: list[Attempt] = []
+        failure: RuntimeError | None = None
+        waiting = list(decisions.start)
+        while waiting and failure is None:
+            together, waiting = waiting[:_TOGETHER], waiting[_TOGETHER:]
+            opened = self._open(together, known)
+            if opened is None:
+                logger.info("another dispatcher has started attempts; looking again")
+                break
+            for attempt in opened:
+                known.add((attempt.job, attempt.number))
+                try:
+                    self._launch(attempt)
+                except RuntimeError as error:
+                    # The others are open too, and must not be taken for lost. This one is found dead, or
+                    # alive after all.
+                    failure = failure or error
+                else:
+                    launched.append(attempt)
+        if failure is not None:
+            raise failure
+        return launched
+
+    def _open(self, jobs: Sequence[Waiting], known: set[tuple[str, int]]) -> list[Attempt] | None:
+        """Open the attempts of these jobs; none if another dispatcher has opened some in the meantime."""
+        taken = self._queue.take({job.id: job.number for job in jobs}, self._timings.claim_lease)
+        for job in jobs:
+            if job.id not in taken:
+                self.outlook.postpone(job.id, self._timings.claim_lease)
+        mine = [job for job in jobs if job.id in taken]
+        opened = self._store.open_attempts([(job.id, job.number) for job in mine], BY, known=known)
+        if opened is None:
+            for job in mine:
+                self._queue.release(job.id, job.number)
+            return None
+        begun = {attempt.job for attempt in opened}
+        for job in mine:
+            if job.id in begun:
+                self.outlook.opened(job)
+        # Cancelled or held in the meantime, or opened by another. Its lease is left to expire: it may be
+        # the other one's.
+        self.outlook.look_again(job.id for job in mine if job.id not in begun)
+        return opened
+
+    def _launch(self, attempt: Attempt) -> None:
+        arguments = {
+            "job": attempt.job,
+            "number": attempt.number,
+            "settings": self._settings.to_dict(),
+        }
+        self._launcher.start(attempt.actor, attempts.main, arguments)
+        logger.info("launched %s", attempt.actor)
+
+    def _displace(self, decisions: Decisions) -> None:
+        for each in decisions.preempt:
+            if self._store.request_yield(each.victim, BY, f"job {each.by} is of a higher class"):
+                logger.info("job %s makes way for job %s", each.victim, each.by)
+                self._queue.ring(each.victim)
+
+    def _note_unfit(self, cluster: Cluster) -> None:
+        """Record of each job that is larger than the whole cluster, once, that it is."""
+        found: dict[str, str] = {}
+        for lines in self.outlook.backlog.ready(self._store.clock().timestamp()).values():
+            for shape, line in lines.items():
+                reason = too_large(shape, cluster)
+                if reason is not None:
+                    found.update((id, reason) for _, id in line)
+        for id, reason in found.items():
+            if self._unfit.get(id) != reason and self._store.note_unfit(id, BY, reason):
+                logger.warning("job %s waits: it %s", id, reason)
+        self._unfit = found
+
+
+class _Rules:
+    """The policy's file, read again when it changes."""
+
+    def __init__(self, path: Path, failures: Failures):
+        self._path = path
+        self._failures = failures
+        self._version: tuple[int, int] | None = None
+        self._policy = Policy()
+
+    def read(self) -> Policy:
+        """The rules as they are now. A file that cannot be used is told of, and changes nothing."""
+        version = self._stamp()
+        if version != self._version:
+            self._version = version
+            try:
+                self._policy = read_policy(self._path)
+            except ConfigError as error:
+                self._failures.failed("reading the scheduling policy", error)
+            else:
+                self._failures.worked("reading the scheduling policy")
+        return self._policy
+
+    def _stamp(self) -> tuple[int, int] | None:
+        try:
+            status = self._path.stat()
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_size
