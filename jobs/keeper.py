@@ -62,7 +62,7 @@ class Keeper:
         if self._next is not None and now < self._next:
             return False
         try:
-            changed = self._compare()
+            changed = self.compare()
         except Exception as error:  # noqa: BLE001 - logged with its traceback, and tried again with backoff
             self._failures.failed("serving the promoted versions", error)
             self._wait = min(self._wait * 2, self._longest_wait)
@@ -73,7 +73,8 @@ class Keeper:
         self._next = now + self._wait
         return changed
 
-    def _compare(self) -> bool:
+    def compare(self) -> bool:
+        """Change what is served if it differs; whether it did. Raises what the server or the store raise."""
         desired = {
             version.model: {
                 "version": version.version,

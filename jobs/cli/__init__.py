@@ -12,6 +12,9 @@ _COMMANDS = {
         "down": Entry("stack", "down", "Take the service down."),
         "status": Entry("stack", "status", "Show the parts of the service and what they do."),
         "doctor": Entry("doctor", "doctor", "Check the settings and every part."),
+        "verify": Entry("verify", "verify", "Compare database, Redis, cluster and artifacts."),
+        "backup": Entry("backup", "backup", "Copy the database and every artifact that it names."),
+        "restore": Entry("backup", "restore", "Make a new home of a backup."),
         "demo": Entry("demo", "demo", "Walk the whole road: from real reviews to a served model."),
     },
     "Jobs": {

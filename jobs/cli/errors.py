@@ -67,6 +67,7 @@ _EXPECTED: dict[tuple[str, str], int] = {
     ("jobs.store", "StoreError"): USAGE,  # a conflict: what was asked contradicts what is recorded
     ("jobs.queue", "QueueUnavailable"): UNREACHABLE,
     ("jobs.service", "InvalidRequest"): USAGE,
+    ("jobs.backup", "BackupError"): FAILED,
     ("cluster.stack", "StackError"): UNREACHABLE,
     ("cluster.serving", "ServingError"): UNREACHABLE,
     ("redis.exceptions", "RedisError"): UNREACHABLE,

@@ -26,7 +26,7 @@ from jobs.keeper import Keeper
 from jobs.queue import Queue
 from jobs.service import Service
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.store import Cause, Store
 from textvae import checkpoint
 from textvae.artifacts import Artifacts
 from textvae.config import ConfigError
@@ -34,7 +34,7 @@ from textvae.config import ConfigError
 from . import points
 from .launcher import Processes, hold
 from .serving import FileServer
-from .training import Fit, train
+from .training import Fit, RankDied, train
 
 # A storm must not take hours: everything is as in production but for the seconds that it waits.
 LAUNCH_GRACE = 2.0
@@ -97,6 +97,7 @@ def attempt(order: dict[str, Any]) -> None:
         verify=checkpoint.verify,
         broken=checkpoint.CheckpointError,
         hopeless=lambda error: isinstance(error, ConfigError),
+        infrastructure=lambda error: Cause.RANK_LOST if isinstance(error, RankDied) else None,
         leave=lambda: os._exit(0),
     )
     attempts.real_tools = lambda _: tools
