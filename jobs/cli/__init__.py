@@ -10,6 +10,7 @@ _COMMANDS = {
     "Service": {
         "up": Entry("stack", "up", "Bring the service up on this machine."),
         "down": Entry("stack", "down", "Take the service down."),
+        "drain": Entry("orders", "drain", "Finish what is under way, and start nothing new."),
         "status": Entry("stack", "status", "Show the parts of the service and what they do."),
         "doctor": Entry("doctor", "doctor", "Check the settings and every part."),
         "verify": Entry("verify", "verify", "Compare database, Redis, cluster and artifacts."),
@@ -22,10 +23,16 @@ _COMMANDS = {
         "list": Entry("jobs", "list_jobs", "List the jobs, newest first."),
         "show": Entry("jobs", "show", "Show a job: state, attempts, metrics, checkpoints."),
         "watch": Entry("follow", "watch", "Watch a job live."),
-        "logs": Entry("follow", "logs", "Print a job's log."),
+        "logs": Entry("logs", "logs", "Print a job's log."),
         "wait": Entry("follow", "wait", "Wait until jobs have ended."),
         "cancel": Entry("jobs", "cancel", "Cancel jobs; each keeps a last checkpoint."),
         "retry": Entry("jobs", "retry", "Queue a failed or cancelled job again."),
+        "requeue": Entry("orders", "requeue", "Put jobs back into the queue, wherever they are."),
+        "hold": Entry("orders", "hold", "Keep jobs from starting until they are released."),
+        "release": Entry("orders", "release", "Let held jobs start."),
+        "why": Entry("why", "why", "Say why a job does not start, or how it ended."),
+        "events": Entry("events", "events", "Show what happened: to a job, or to all of them."),
+        "usage": Entry("usage", "usage", "Show CPU-hours and GPU-hours by user, or by job."),
         "evaluate": Entry(
             "evaluate", "evaluate", "Measure a model: likelihood, latent, sentiment, text, samples, transfer."
         ),

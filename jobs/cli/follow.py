@@ -1,10 +1,9 @@
-"""`watch`, `logs`, `wait`: being there while a job goes on."""
+"""`watch`, `wait`: being there while a job goes on."""
 
 from __future__ import annotations
 
-import codecs
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 import click
@@ -13,8 +12,6 @@ from jobs.cli import arguments, errors, live, output, service
 
 if TYPE_CHECKING:
     from jobs.store import Job
-
-_POLL = 0.5  # seconds between two looks at a log or at the store
 
 EXIT_OF = {"succeeded": errors.OK, "failed": errors.FAILED, "cancelled": errors.CANCELLED}
 
@@ -47,75 +44,6 @@ def detached(job: str) -> NoReturn:
         f"  stop it:     textvae-jobs cancel {job}"
     )
     raise click.exceptions.Exit(errors.INTERRUPTED)
-
-
-@click.command()
-@arguments.job_argument()
-@click.option("--follow", "-f", is_flag=True, help="Go on printing until the job has ended.")
-@click.option("--attempt", type=click.IntRange(1), help="The log of this attempt instead of the newest.")
-def logs(job: str, follow: bool, attempt: int | None) -> None:
-    """Print a job's log.
-
-    Ctrl-C stops following and leaves the job alone.
-    """
-    store, settings = service.store(), service.settings()
-    found = store.job(job)
-    if attempt is not None and attempt > found.attempt:
-        raise errors.NotFound(f"job {found.id} has no attempt {attempt}; its newest is {found.attempt}")
-    if not found.attempt and not follow:
-        raise errors.NotFound(f"job {found.id} is {found.state} and has no log yet; -f waits for it")
-    try:
-        for text in _log_text(found, attempt) if follow else [_log_now(found, attempt)]:
-            click.echo(text, nl=False)
-    except KeyboardInterrupt:
-        detached(found.id)
-    if follow:
-        ended = store.job(found.id)
-        number = attempt or ended.attempt
-        where = (
-            f"its log is {settings.attempt_log(found.id, number)}" if number else "it never had an attempt"
-        )
-        output.talk(f"job {found.id} {ended.state}; {where}")
-
-
-def _log_now(job: Job, attempt: int | None) -> str:
-    path = service.settings().attempt_log(job.id, attempt or job.attempt)
-    if not path.exists():
-        raise errors.NotFound(
-            f"{path}: no such log; attempt {attempt or job.attempt} ran on another node or never began"
-        )
-    return path.read_text(encoding="utf-8", errors="replace")
-
-
-def _log_text(job: Job, attempt: int | None) -> Iterator[str]:
-    """What is in the log, then what is added, through every further attempt unless one was asked for."""
-    store, settings = service.store(), service.settings()
-    number, offset, said = attempt or max(job.attempt, 1), 0, False
-    letters = codecs.getincrementaldecoder("utf-8")(
-        "replace"
-    )  # the end of what is there may be half a letter
-    while True:
-        now = store.job(job.id)
-        path = settings.attempt_log(job.id, number)
-        # Looked at before the file is read: what an attempt wrote before its end must not be missed.
-        ended = now.state.final or now.attempt > number
-        if path.exists():
-            with path.open("rb") as file:
-                file.seek(offset)
-                added = file.read()
-            offset += len(added)
-            if text := letters.decode(added):
-                yield text
-        elif not said:
-            said = True
-            output.talk(f"job {job.id} is {now.state}; waiting for the log of attempt {number}")
-        if ended:
-            if attempt is not None or now.attempt <= number:
-                return
-            number, offset, said = number + 1, 0, False
-            letters.reset()
-        else:
-            time.sleep(_POLL)
 
 
 @click.command()

@@ -12,6 +12,7 @@ from jobs.cli import arguments, output, service
 
 if TYPE_CHECKING:
     from jobs.store import Attempt, Checkpoint, Job, Report
+    from jobs.why import Why
 
 _STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 
@@ -144,7 +145,11 @@ def retry(job: str, as_json: bool) -> None:
 
 def state_of(job: Job) -> str:
     """The job's state in a word."""
-    return "cancelling" if job.state == "running" and job.cancel_requested else str(job.state)
+    if job.state == "running" and job.cancel_requested:
+        return "cancelling"
+    if job.state == "running" and job.yield_requested:
+        return "yielding"
+    return "held" if job.state == "queued" and job.held else str(job.state)
 
 
 def waited(job: Job, now: datetime) -> float:
@@ -158,33 +163,36 @@ def ran(job: Job, now: datetime) -> float | None:
 
 
 def waits_for(job: Job) -> str | None:
-    """What keeps a queued job from starting, in a sentence; None for any other."""
+    """What keeps a queued job from starting, in words; None for any other."""
+    found = why_of(job)
+    return None if found is None else in_words(found)
+
+
+def why_of(job: Job) -> Why | None:
+    """Why a queued job does not start; None for any other."""
     if job.state != "queued":
         return None
-    from jobs.store import JobState
+    from jobs.why import why
 
-    store = service.store()
-    if service.settings().redis_url is None:
-        return "the service, which is not up: textvae-jobs up"
-    unfit = [event for event in store.events(job.id) if event.kind == "unfit"]
-    needs = needs_of(job.cpus, job.gpus)
-    if unfit and not _fits(job, service.cluster()):
-        return f"a larger cluster: it {unfit[-1].detail['reason']}"
-    queued = [other.id for other in store.queued()]
-    if job.id not in queued:
-        return None  # it was claimed since it was looked up
-    ahead = queued.index(job.id)
-    # It may have been claimed between these looks: it does not wait for itself.
-    busy = [other for other in store.jobs((JobState.RUNNING,)) if other.id != job.id]
-    taken = f"running jobs hold {needs_of(sum(b.cpus for b in busy), sum(b.gpus for b in busy))}"
-    if ahead:
-        return f"{output.several(ahead, 'job')} ahead of it; {taken}"
-    return f"{needs} to be free; {taken}" if busy else "the dispatcher to start it"
+    up = service.settings().redis_url is not None
+    return why(
+        service.store(),
+        job,
+        up=up,
+        cluster=service.cluster() if up else None,
+        reason=service.scheduler() if up else None,
+    )
 
 
-def _fits(job: Job, cluster: Mapping[str, float] | None) -> bool:
-    """Whether a cluster that the dispatcher saw within the last minute is large enough for the job."""
-    return cluster is not None and job.cpus <= cluster["total_cpus"] and job.gpus <= cluster["total_gpus"]
+def in_words(found: Why) -> str:
+    """What a job waits for, and until when as far as anyone can tell."""
+    if found.starts is None:
+        return found.text
+    left = (found.starts - datetime.now(UTC)).total_seconds()
+    if found.blocked == "not-before":
+        return f"{found.text}, at {output.when(found.starts)}, in {output.duration(left)}"
+    sure = "at the latest" if found.guaranteed else "an estimate"
+    return f"{found.text}; it may start at {output.when(found.starts)}, in {output.duration(left)} ({sure})"
 
 
 def _show_fields(
@@ -197,6 +205,7 @@ def _show_fields(
         ("state", state_of(job)),
         ("owner", job.owner),
         ("priority", job.priority),
+        *limits(job),
         ("submitted", output.when(job.created)),
         ("waited", output.duration(waited(job, now))),
         ("ran", output.duration(ran(job, now))),
@@ -212,6 +221,30 @@ def _show_fields(
     output.fields(pairs)
 
 
+def limits(job: Job) -> list[tuple[str, object]]:
+    """What holds of a job and not of most: a hold, what it comes after, a time limit, failures so far."""
+    found: list[tuple[str, object]] = []
+    if job.held is not None:
+        found.append(("held", f"since {output.when(job.held)}"))
+    others = service.store().dependencies(job.id)
+    if others:
+        told = (f"{d.on_job} ({d.state}{', any end will do' if d.any else ''})" for d in others)
+        found.append(("after", ", ".join(told)))
+    if job.time_limit is not None:
+        found.append(("time limit", output.duration(job.time_limit)))
+    used, retry = [], job.retry
+    if job.errors_used:
+        used.append(f"{job.errors_used} of {retry.max_attempts} attempts used up by errors")
+    if job.infrastructure_used:
+        used.append(
+            f"{job.infrastructure_used} failures of infrastructure in a row, {retry.max_infrastructure} "
+            "of which are retried"
+        )
+    if used:
+        found.append(("failures", "; ".join(used)))
+    return found
+
+
 def summary(config: Any) -> str:
     """A config in two lines."""
     data, vocabulary, model = config["data"], config["vocabulary"], config["model"]
@@ -222,13 +255,8 @@ def summary(config: Any) -> str:
         f"{output.several(training['epochs'], 'epoch')}, batch {training['batch_size']}, "
         f"seed {config['seed']}\n"
         f"{output.several(resources['ranks'], 'rank')}, each with "
-        f"{needs_of(resources['cpus_per_rank'], resources['gpus_per_rank'])}"
+        f"{output.needs(resources['cpus_per_rank'], resources['gpus_per_rank'])}"
     )
-
-
-def needs_of(cpus: float, gpus: float) -> str:
-    """`2 CPUs`, `4 CPUs and 1 GPU`."""
-    return output.several(cpus, "CPU") + (f" and {output.several(gpus, 'GPU')}" if gpus else "")
 
 
 def describe_progress(progress: Mapping[str, Any]) -> str:
@@ -255,7 +283,7 @@ def _show_attempts(attempts: list[Attempt], checkpoints: list[Checkpoint]) -> No
     now = datetime.now(UTC)
     output.heading("attempts")
     output.table(
-        ("attempt", "state", "host", "opened", "took", "resumed from", "cause", "error"),
+        ("attempt", "state", "host", "opened", "took", "resumed from", "cause", "whose", "error"),
         [
             (
                 a.number,
@@ -265,6 +293,7 @@ def _show_attempts(attempts: list[Attempt], checkpoints: list[Checkpoint]) -> No
                 output.duration(((a.finished or now) - a.opened).total_seconds()),
                 names.get(a.resumed_from, str(a.resumed_from)) if a.resumed_from is not None else None,
                 a.cause,
+                a.cause.kind if a.cause else None,
                 output.shorten(a.error, 200) if a.error else None,
             )
             for a in attempts

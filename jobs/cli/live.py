@@ -97,15 +97,26 @@ def _line(cells: tuple[object, ...]) -> str:
 def _sentence(event: Event) -> str | None:
     """An event in words; None for those that another line already tells."""
     detail = event.detail
-    if event.kind == "opened":
+    if event.kind == "claimed":
         return f"attempt {event.attempt} starts its ranks"
     if event.kind == "started":
         return f"attempt {event.attempt} trains"
-    if event.kind == "finished" and detail.get("state") not in ("succeeded", "cancelled"):
+    if event.kind == "finished" and detail.get("state") not in ("succeeded", "cancelled", "preempted"):
         why = detail.get("error") or detail.get("cause") or "no reason recorded"
         return f"attempt {event.attempt} {detail.get('state')}: {output.shorten(str(why), 300)}"
     if event.kind == "requeued":
         return "queued for another attempt, from its newest checkpoint"
+    if event.kind == "yield-requested":
+        why = f" ({detail['reason']})" if detail.get("reason") else ""
+        return f"asked to make way by {event.actor}{why}; it writes a checkpoint and waits again"
+    if event.kind == "preempted":
+        return "made way; it goes on from its newest checkpoint when its turn comes"
+    if event.kind == "held":
+        return f"held by {event.actor}"
+    if event.kind == "released":
+        return f"released by {event.actor}"
+    if event.kind == "cancelled" and detail.get("because"):
+        return f"cancelled with job {detail['because']}, which it comes after"
     if event.kind == "cancel-requested":
         return f"cancelled by {event.actor}; it writes a checkpoint and stops"
     if event.kind == "retried":

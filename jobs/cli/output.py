@@ -26,6 +26,9 @@ _STYLES = {
     "running": "bold cyan",
     "starting": "cyan",
     "queued": "yellow",
+    "held": "yellow",
+    "yielding": "yellow",
+    "preempted": "yellow",
     "succeeded": "green",
     "failed": "bold red",
     "lost": "red",
@@ -185,6 +188,11 @@ def count(value: int) -> str:
 def several(n: float, noun: str) -> str:
     """`1 job`, `2 jobs`, `0.5 CPUs`."""
     return f"{n:g} {noun}" + ("" if n == 1 else "s")
+
+
+def needs(cpus: float, gpus: float) -> str:
+    """`2 CPUs`, `4 CPUs and 1 GPU`."""
+    return several(cpus, "CPU") + (f" and {several(gpus, 'GPU')}" if gpus else "")
 
 
 def size(n: float) -> str:

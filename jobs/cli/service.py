@@ -6,7 +6,7 @@ import functools
 import gc
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from jobs.cli import errors
 
 if TYPE_CHECKING:
     from jobs.queue import Queue
+    from jobs.scheduling import Reason
     from jobs.service import Service
     from jobs.settings import Settings
     from jobs.store import Store
@@ -111,6 +112,22 @@ def cluster() -> dict[str, float] | None:
         return queue().cluster()
     except QueueUnavailable:
         return None
+
+
+def scheduler() -> Callable[[str], Reason | None] | None:
+    """Asks the scheduler why a job waits, by what a dispatcher saw in the last minute; None without that."""
+    from jobs.outlook import explainer
+    from jobs.queue import QueueUnavailable
+    from jobs.scheduling import read_policy
+
+    try:
+        seen = queue().outlook()
+        if seen is None:
+            return None
+        progress = queue().progress([job.id for job in store().running()])
+    except QueueUnavailable:
+        return None
+    return explainer(store(), seen, read_policy(settings().scheduling_file), progress).reason
 
 
 def live_progress(job: str) -> Iterator[dict[str, Any] | None]:

@@ -1,4 +1,4 @@
-"""watch, logs, wait."""
+"""watch, wait."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from click.testing import Result
 
-from jobs.cli import follow, jobs, live
+from jobs.cli import jobs, live
 from jobs.cli import service as opened
 from jobs.queue import Queue
 from jobs.service import Service
@@ -207,79 +206,3 @@ def test_the_worst_of_several_jobs_decides(
     add_job("job-a")
     store.request_cancel("job-a", "ada")
     assert run("wait", "abc", "job-a").exit_code == 5
-
-
-def write_log(settings: Settings, job: str, number: int, text: str) -> Path:
-    path = settings.attempt_log(job, number)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(text)
-    return path
-
-
-def test_logs_prints_the_newest_attempts_or_the_one_asked_for(
-    run: Run, trained: Job, settings: Settings
-) -> None:
-    write_log(settings, trained.id, 1, "first\n")
-    write_log(settings, trained.id, 2, "second\n")
-    assert run("logs", "abc").stdout == "second\n"
-    assert run("logs", "abc", "--attempt", "1").stdout == "first\n"
-    refused = run("logs", "abc", "--attempt", "3")
-    assert (refused.exit_code, refused.stdout) == (3, "")
-    assert "no attempt 3; its newest is 2" in refused.stderr
-
-
-def test_logs_says_when_there_is_none(run: Run, trained: Job, add_job: Callable[..., Job]) -> None:
-    missing = run("logs", "abc")
-    assert missing.exit_code == 3
-    assert "no such log" in missing.stderr
-    add_job("job-a")
-    assert "has no log yet" in run("logs", "job-a").stderr
-
-
-def test_logs_follows_through_every_attempt_to_the_end(
-    run: Run, store: Store, service: Service, settings: Settings, add_job: Callable[..., Job]
-) -> None:
-    add_job("job-a")
-
-    def happen() -> None:
-        store.open_attempt("job-a", 1, "dispatcher")
-        write_log(settings, "job-a", 1, "one\n")
-        write_log(settings, "job-a", 1, "two\n")
-        service.finish("job-a", 1, AttemptState.LOST, by="dispatcher", cause=Cause.DIED, error="gone")
-        store.open_attempt("job-a", 2, "dispatcher")
-        write_log(settings, "job-a", 2, "three\n")
-        service.finish("job-a", 2, AttemptState.SUCCEEDED, by="attempt")
-
-    with meanwhile(happen):
-        result = run("logs", "job-a", "-f")
-    assert result.exit_code == 0
-    assert result.stdout == "one\ntwo\nthree\n"
-    assert "job job-a succeeded" in result.stderr
-
-
-def test_logs_of_a_job_that_never_had_an_attempt_names_no_log(
-    run: Run, store: Store, add_job: Callable[..., Job]
-) -> None:
-    add_job("job-a")
-    store.request_cancel("job-a", "ada")
-    result = run("logs", "job-a", "-f")
-    assert result.exit_code == 0
-    assert result.stderr.splitlines()[-1] == "job job-a cancelled; it never had an attempt"
-
-
-def test_logs_follows_a_letter_that_is_written_in_two_halves(
-    run: Run, store: Store, service: Service, settings: Settings, add_job: Callable[..., Job]
-) -> None:
-    add_job("job-a")
-    store.open_attempt("job-a", 1, "dispatcher")
-    path = settings.attempt_log("job-a", 1)
-    path.parent.mkdir(parents=True)
-    first, second = "caf\N{LATIN SMALL LETTER E WITH ACUTE}\n".encode()[:4], b"\xa9\n"
-    path.write_bytes(first)
-    told = follow._log_text(store.job("job-a"), None)
-    assert next(told) == "caf"
-    with path.open("ab") as file:
-        file.write(second)
-    service.finish("job-a", 1, AttemptState.SUCCEEDED, by="attempt")
-    assert "".join(told) == "\N{LATIN SMALL LETTER E WITH ACUTE}\n"
