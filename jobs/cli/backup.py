@@ -45,7 +45,7 @@ def backup(folder: Path, artifacts_only: bool, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path))
 @output.json_option
 def restore(folder: Path, as_json: bool) -> None:
     """Make a new home of a backup.

@@ -150,7 +150,7 @@ def test_a_job_that_is_not_queued_and_one_that_should_not_be(
     parts: Parts, queue: Queue, add_job: AddJob, service: Service
 ):
     add_job("missing")
-    queue.push([Entry("foreign", 1, 1, 0, 0, 1)])
+    queue.push([Entry("foreign", number=1, priority=0, sequence=1)])
     repaired(parts, Kind.NOT_QUEUED, Kind.FOREIGN)
     assert queue.entries() == {"missing": 1}
 

@@ -16,7 +16,7 @@ from .conftest import Run
 def test_verify_names_and_repairs(run: Run, queue: Queue, service: Service, settings: Settings):
     queue.publish_cluster({"total_cpus": 4})
     assert run("verify").exit_code == 0
-    queue.push([Entry("foreign", 1, 1, 0, 0, 1)])
+    queue.push([Entry("foreign", number=1, priority=0, sequence=1)])
     result = run("verify")
     assert result.exit_code == 1
     assert "foreign" in result.stdout and "textvae-jobs verify --repair" in result.stderr
