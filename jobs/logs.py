@@ -16,9 +16,6 @@ from jobs.store import Store
 _AT_ONCE = 2**20  # bytes
 _LINE = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z) (.*)", re.DOTALL)
 
-TEXT, JSON = "text", "json"
-FORMATS = (TEXT, JSON)
-
 
 @dataclass(frozen=True)
 class Line:
@@ -71,11 +68,13 @@ class Logs:
                 offset = end
 
 
-def configure(stream: IO[str], form: str = TEXT) -> None:
+def configure(stream: IO[str], form: str = "text") -> None:
     """Let this process, a daemon, log to `stream`: lines of text, or one JSON object a line."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
-        JsonLines() if form == JSON else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        JsonLines()
+        if form == "json"
+        else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     )
     root = logging.getLogger()
     root.addHandler(handler)

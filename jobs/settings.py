@@ -10,6 +10,7 @@
 | TEXTVAE_MAX_CPUS, TEXTVAE_MAX_GPUS | what Ray has now | what an auto-scaled cluster can grow to |
 | TEXTVAE_SCHEDULING | <home>/scheduling.yaml | the scheduler's rules: shares, quotas, preemption |
 | TEXTVAE_START_TIMEOUT | 120 | seconds in which the ranks of an attempt must have started |
+| TEXTVAE_LOG_FORMAT | text | how the dispatcher logs: text, or json, one object a line |
 
 Nothing else in the service reads the environment: whoever needs a setting is handed a Settings.
 """
@@ -57,6 +58,7 @@ class Settings:
     max_cpus: float | None = None
     max_gpus: float | None = None
     start_timeout: float = 120.0
+    log_format: str = "text"
     scheduling: Path | None = None
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
 
@@ -99,6 +101,7 @@ class Settings:
             start_timeout=take(
                 "start_timeout", "TEXTVAE_START_TIMEOUT", 120.0, number("TEXTVAE_START_TIMEOUT")
             ),
+            log_format=take("log_format", "TEXTVAE_LOG_FORMAT", "text", _log_format),
             scheduling=take("scheduling", "TEXTVAE_SCHEDULING", home / "scheduling.yaml", path),
             origins=origins,
         )
@@ -237,6 +240,12 @@ def _number(variable: str, text: str) -> float:
     if not 0 <= value < float("inf"):
         raise SettingsError(f"{variable}: {text!r} is not a number that is at least 0")
     return value
+
+
+def _log_format(text: str) -> str:
+    if text not in ("text", "json"):
+        raise SettingsError(f"TEXTVAE_LOG_FORMAT: {text!r} must be text or json")
+    return text
 
 
 def _redis_url(text: str) -> str:

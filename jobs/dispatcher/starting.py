@@ -9,6 +9,7 @@ from pathlib import Path
 from jobs import attempt as attempts
 from jobs.dispatcher.parts import BY, Capacity, Launcher, Timings
 from jobs.failures import Failures
+from jobs.logs import about
 from jobs.outlook import Outlook, running_of, shown
 from jobs.queue import Queue
 from jobs.scheduling import Cluster, Decisions, Policy, Waiting, decide, read_policy, too_large
@@ -175,12 +176,12 @@ class Starter:
             "settings": self._settings.to_dict(),
         }
         self._launcher.start(attempt.actor, attempts.main, arguments)
-        logger.info("launched %s", attempt.actor)
+        logger.info("launched %s", attempt.actor, extra=about(attempt.job, attempt.number))
 
     def _displace(self, decisions: Decisions) -> None:
         for each in decisions.preempt:
             if self._store.request_yield(each.victim, BY, f"job {each.by} is of a higher class"):
-                logger.info("job %s makes way for job %s", each.victim, each.by)
+                logger.info("job %s makes way for job %s", each.victim, each.by, extra=about(each.victim))
                 self._queue.ring(each.victim)
 
     def _note_unfit(self, cluster: Cluster) -> None:
@@ -193,7 +194,7 @@ class Starter:
                     found.update((id, reason) for _, id in line)
         for id, reason in found.items():
             if self._unfit.get(id) != reason and self._store.note_unfit(id, BY, reason):
-                logger.warning("job %s waits: it %s", id, reason)
+                logger.warning("job %s waits: it %s", id, reason, extra=about(id))
         self._unfit = found
 
 

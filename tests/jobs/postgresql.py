@@ -80,6 +80,12 @@ class PostgresqlServer:
         yield self._url(name)
         self._run(f"DROP DATABASE {name} WITH (FORCE)")
 
+    def empty(self) -> str:
+        """The URL of a database with nothing in it at all; it goes with the server."""
+        name = f"bare{next(self._numbers)}"
+        self._run(f"CREATE DATABASE {name}")
+        return self._url(name)
+
     def _run(self, statement: str) -> None:
         with psycopg.connect(
             host=str(self._folder), user="tests", dbname="postgres", autocommit=True
