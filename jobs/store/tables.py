@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import (
     JSON,
     CheckConstraint,
+    ColumnElement,
     DateTime,
     Dialect,
     Float,
@@ -20,6 +22,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    bindparam,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -124,6 +127,15 @@ class AttemptRow(Base):
     cpus: Mapped[float] = mapped_column(server_default="0")
     gpus: Mapped[float] = mapped_column(server_default="0")
     seconds: Mapped[float | None]
+
+
+def attempt_in(states: Iterable[str]) -> ColumnElement[bool]:
+    """Whether an AttemptRow is in one of these states; of active ones the database need not look at others.
+
+    The states stand in the statement itself: with parameters in their place no partial index is ever used.
+    """
+    values = [str(state) for state in states]
+    return AttemptRow.state.in_(bindparam("states", values, expanding=True, literal_execute=True))
 
 
 class DependencyRow(Base):

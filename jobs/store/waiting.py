@@ -11,7 +11,7 @@ from sqlalchemy.orm import aliased
 
 from jobs.store.jobs import JobVerbs, unmet
 from jobs.store.states import ACTIVE, AttemptState, Cause, JobState
-from jobs.store.tables import AttemptRow, DependencyRow, JobRow, SwitchRow
+from jobs.store.tables import AttemptRow, DependencyRow, JobRow, SwitchRow, attempt_in
 from jobs.store.values import Ended, Queued, Running, Usage
 
 DRAIN = "drain"
@@ -85,20 +85,21 @@ class WaitingVerbs(JobVerbs):
 
     def waiting_among(self, jobs: Collection[str], now: datetime | None = None) -> list[Queued]:
         """Those of these jobs that wait, as `queued` shows them."""
+        if not jobs:
+            return []
         return self._queued(now, (JobRow.state == JobState.QUEUED) & JobRow.id.in_(list(jobs)))
 
     def freed_by(self, job: str, now: datetime | None = None) -> list[Queued]:
         """The jobs that come after a job and are eligible now."""
-        after = select(DependencyRow.job).where(DependencyRow.on_job == job)
-        found = self._queued(now, (JobRow.state == JobState.QUEUED) & JobRow.id.in_(after))
-        return [queued for queued in found if queued.eligible]
+        # Asked for by their ids: a subquery would be looked up for each of all that wait.
+        return [queued for queued in self.waiting_among(self.dependents(job), now) if queued.eligible]
 
     def running(self) -> list[Running]:
         """The jobs with an active attempt, in the order in which the attempts were opened."""
         query = (
             select(*_RUNNING)
             .join(AttemptRow, AttemptRow.job == JobRow.id)
-            .where(AttemptRow.state.in_(ACTIVE))
+            .where(attempt_in(ACTIVE))
             .order_by(AttemptRow.opened, JobRow.sequence)
         )
         with self.reading() as connection:
@@ -137,7 +138,7 @@ class WaitingVerbs(JobVerbs):
 
     def committed(self, states: Iterable[AttemptState] = ACTIVE) -> tuple[float, float]:
         """The CPUs and GPUs of attempts in these states: of all that hold any, or will."""
-        query = select(AttemptRow.cpus, AttemptRow.gpus).where(AttemptRow.state.in_(list(states)))
+        query = select(AttemptRow.cpus, AttemptRow.gpus).where(attempt_in(states))
         with self.reading() as connection:
             rows = connection.execute(query).all()
         return sum(row.cpus for row in rows), sum(row.gpus for row in rows)
