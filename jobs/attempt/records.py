@@ -90,10 +90,16 @@ class Records:
         """The job as it is now. Raises StoreUnavailable at once, without waiting."""
         return self._store.check_attempt(self.job, self.number)
 
-    def renew(self) -> None:
-        """Renew the lease, unless Redis is away."""
-        if self.hear(lambda: self.queue.renew(self.job, self.number, self._timings.lease)) is False:
+    def renew(self) -> bool:
+        """Renew the lease; False if Redis is away."""
+        held = self.hear(lambda: self.queue.renew(self.job, self.number, self._timings.lease))
+        if held is False:
             raise StaleAttempt(self.job, self.number)
+        return held is not None
+
+    def see(self) -> None:
+        """Tell the database that this process is alive. Raises StoreUnavailable at once, without waiting."""
+        self._store.see_attempt(self.job, self.number)
 
     def progress(self, message: Mapping[str, Any]) -> None:
         """Show where training is."""

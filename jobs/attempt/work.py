@@ -54,6 +54,7 @@ class Work:
         self._excuse: str | None = None  # the error that is recorded then
         self._stale = threading.Event()  # this attempt does not count any more
         self._ending = threading.Event()  # its last record is being written
+        self._renewing = threading.Lock()  # the lease, which must not come back once that is written
         self._over = threading.Event()  # the watching thread may go
 
     def run(self) -> None:
@@ -146,7 +147,8 @@ class Work:
             raise RuntimeError(f"training ended as {result.status} without being asked to stop")
 
     def _finish(self, state: AttemptState, cause: Cause | None = None, error: str | None = None) -> None:
-        self._ending.set()  # from here on the watching thread may find the attempt ended: by us
+        with self._renewing:
+            self._ending.set()  # from here on the watching thread may find the attempt ended: by us
         self._records.finish(state, cause, error)
 
     def _watch(self) -> None:
@@ -157,7 +159,7 @@ class Work:
             try:
                 if self._clock() - renewed >= self._timings.renew:
                     renewed = self._clock()
-                    self._records.renew()
+                    self._renew()
                 self._obey(self._records.check())
             except StaleAttempt as error:
                 if not self._ending.is_set():
@@ -169,6 +171,11 @@ class Work:
             else:
                 self._copy_log()
             bell = self._rest(bell)
+
+    def _renew(self) -> None:
+        with self._renewing:
+            if not self._ending.is_set() and not self._records.renew():
+                self._records.see()  # else who can reach Redis would take this attempt for frozen
 
     def _obey(self, job: Job) -> None:
         why = self._order(job)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 
 from jobs.dispatcher.parts import BY, Capacity, Launcher, Snapshot, Timings
+from jobs.dispatcher.silence import Silence
 from jobs.dispatcher.starting import Starter
 from jobs.failures import Failures
 from jobs.keeper import Keeper
@@ -52,6 +53,7 @@ class Dispatcher:
         self._keeper = keeper
         self._timings = timings or Timings(start_timeout=settings.start_timeout)
         self._failures = Failures(logger)
+        self._silence = Silence(service.store, service.queue, self._timings)
         self._starter = Starter(
             service.store, service.queue, launcher, capacity, settings, self._timings, self._failures
         )
@@ -92,6 +94,7 @@ class Dispatcher:
         `now` is a monotonic time in seconds; the store's clock tells ages.
         """
         watched = self._try("watching attempts", self.watch)
+        watched &= self._try("listening to attempts", lambda: self.listen(now))
         launched = self._try("launching attempts", self.launch)
         # Last: whoever rang the bell may be looking at the clock.
         reconciled = True
@@ -135,6 +138,12 @@ class Dispatcher:
         if active:
             for attempt in self._service.reconcile_attempts(Snapshot(self._launcher, self._failures)):
                 logger.warning("%s was lost", attempt.actor)
+
+    def listen(self, now: float) -> None:
+        """End attempts that are there but frozen. Raises QueueUnavailable."""
+        for job in self._silence.broken(self._store.running(), now):
+            error = f"gave no sign of life for {self._timings.silence:.0f} s, frozen or hung, and was killed"
+            self._kill(job, AttemptState.LOST, Cause.LEASE_LOST, error)
 
     def _reconcile(self, now: float) -> None:
         """Compare the queue with the store: by number often, job by job if that differs or now and then."""

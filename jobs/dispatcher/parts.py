@@ -32,6 +32,7 @@ class Timings:
     reconcile: float = 5.0  # between two comparisons of the queue with the store; more if there is much of it
     claim_lease: float = 15.0  # that a claim holds before the attempt renews it
     cancel_grace: float = 30.0  # that an attempt has to stop by itself after a cancel, or to make way
+    silence: float = 60.0  # without a sign of life after which an attempt that is there is killed
     start_timeout: float = 120.0  # in which the ranks of an attempt must have started
     think: float = 5.0  # after which the order is looked at again although nothing has happened
 

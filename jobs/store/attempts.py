@@ -95,6 +95,11 @@ class AttemptVerbs(OrderVerbs):
             raise StaleAttempt(job, number)
         return value
 
+    def see_attempt(self, job: str, number: int) -> None:
+        """The attempt's process is alive, although Redis may not hear of it. Raises StaleAttempt."""
+        with self.writing() as connection:
+            self._guard(connection, job, number)
+
     def finish_attempt(
         self,
         job: str,

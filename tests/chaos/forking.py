@@ -7,6 +7,7 @@ it is done, or when the nursery is closed, which leaves none behind.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -100,13 +101,14 @@ def _mother(address: str) -> None:
                 return
             if listening.fileno() in ready:
                 asking, _ = listening.accept()
-                with asking:
-                    text = b"".join(iter(lambda: asking.recv(65536), b""))  # noqa: B023 - called at once
+                # Whoever asks may be killed while it does, or before it hears the answer.
+                with asking, contextlib.suppress(OSError, ValueError):
+                    order = json.loads(asking.makefile("rb").read())
                     child = os.fork()
                     if child == 0:
                         listening.close()
                         asking.close()
-                        _child(roles, json.loads(text))
+                        _child(roles, order)
                     children.add(child)
                     asking.sendall(str(child).encode())
 

@@ -39,7 +39,9 @@ from .training import Fit, RankDied, train
 # A storm must not take hours: everything is as in production but for the seconds that it waits.
 LAUNCH_GRACE = 2.0
 ATTEMPT = Timings(poll=0.2, renew=0.4, lease=1.5, patience=30)
-DISPATCHER = DispatcherTimings(rest=0.2, reconcile=0.5, claim_lease=1.5, cancel_grace=5, start_timeout=30)
+DISPATCHER = DispatcherTimings(
+    rest=0.2, reconcile=0.5, claim_lease=1.5, cancel_grace=5, start_timeout=30, silence=3
+)
 
 
 def cli(order: dict[str, Any]) -> int:

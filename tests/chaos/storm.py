@@ -90,7 +90,7 @@ class Storm:
                 if left and not (self._later or self._submit or self._unfinished(store)):
                     self._note(f"every job has ended before {left} more kills")
                     break
-                if left and now >= following and self._kill(kind):
+                if left and now >= following and self._bearable(store, left) and self._kill(kind):
                     left, last, following = left - 1, now, now + self._pause()
                     kind = self._draw_kind()
                 if not left and now - last > plan.patience:
@@ -122,6 +122,12 @@ class Storm:
             id, words = self._later.pop(0)
             self._submit[id] = words
             early = False
+
+    def _bearable(self, store: Store, left: int) -> bool:
+        """Whether jobs end as fast as kills come: the last kill must leave few, on whatever machine."""
+        plan = self._plan
+        ended = store.count([state for state in JobState if state.final])
+        return (plan.kills - left) * plan.jobs <= (ended + 10) * plan.kills
 
     def _unfinished(self, store: Store) -> int:
         return store.count([JobState.QUEUED, JobState.RUNNING])

@@ -131,3 +131,20 @@ def test_a_database_that_refuses_a_look_does_not_end_the_watch(
     train("first", script)
     assert store.job("first").state is JobState.CANCELLED
     assert "too many connections; training goes on" in log_of(settings, "first")
+
+
+def test_without_redis_the_database_hears_that_an_attempt_is_alive(
+    train: Train, store: Store, redis_server: RedisServer
+):
+    def script(training: Training) -> str:
+        training.progress(1)
+        redis_server.stop()
+        (before,) = store.attempts("first")
+        deadline = time.monotonic() + 20
+        while store.attempts("first")[0].seen == before.seen:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return "finished"
+
+    train("first", script)
+    assert store.job("first").state is JobState.SUCCEEDED
