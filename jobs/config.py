@@ -8,13 +8,27 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 import textvae
-from jobs.durations import seconds
+from jobs.durations import LENGTH, seconds
 from textvae.config import Config, Metric, Section, apply_override, parse, read_yaml
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
+
+_MOST_ATTEMPTS = 100
+
+
+def _time_limit_schema(schema: dict[str, Any]) -> None:
+    """Editors take a length of time too."""
+    schema["anyOf"].append({"type": "string", "pattern": rf"^\s*({LENGTH}|\d+(\.\d+)?)\s*$"})
+
+
+def _short_forms(schema: dict[str, Any]) -> None:
+    """Editors take plain `max_attempts` too."""
+    description = "short for retry.max_attempts"
+    most = {"type": "integer", "minimum": 1, "maximum": _MOST_ATTEMPTS, "description": description}
+    schema["properties"]["max_attempts"] = most
 
 
 class Resources(Section):
@@ -52,7 +66,7 @@ class Retry(Section):
     max_attempts: int = Field(
         3,
         ge=1,
-        le=100,
+        le=_MOST_ATTEMPTS,
         description="attempts that may end by an error of training, or at the time limit, before the job "
         "counts as failed; failures of infrastructure are not among them. Plain `max_attempts` at the top of "
         "the file means the same",
@@ -82,6 +96,8 @@ class Retry(Section):
 class JobConfig(Config):
     """One job's config, whole."""
 
+    model_config = ConfigDict(json_schema_extra=_short_forms)
+
     name: str = Field("model", description="the model name whose best version is served")
     resources: Resources = Field(default_factory=Resources)
     select: Select = Field(default_factory=Select)
@@ -92,6 +108,7 @@ class JobConfig(Config):
         le=31_536_000,
         description="seconds that an attempt may train before it is stopped, with a checkpoint, or a length "
         "of time such as 90m, 2h30m or 3d; none sets no limit",
+        json_schema_extra=_time_limit_schema,
     )
 
     @model_validator(mode="before")

@@ -7,7 +7,8 @@ from datetime import datetime, timedelta
 
 _UNITS = {"w": 604800.0, "d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)\s*([wdhms])\s*")
-_LENGTH = re.compile(rf"(?:{_PART.pattern})+")
+LENGTH = rf"(?:{_PART.pattern})+"
+"""What a length of time with units looks like."""
 _TIME = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?")
 
 
@@ -16,7 +17,7 @@ def seconds(text: str) -> float:
     text = text.strip()
     if re.fullmatch(r"\d+(\.\d+)?", text):
         return float(text)
-    if not _LENGTH.fullmatch(text):
+    if not re.fullmatch(LENGTH, text):
         raise ValueError(f"{text!r} is no length of time: a number of seconds, or such as 90m, 2h30m, 3d")
     return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, func, insert, select, text, update
 
-from jobs.store.jobs import get_job
+from jobs.store.jobs import get_job, lock_in_order
 from jobs.store.orders import OrderVerbs
 from jobs.store.retries import After, after, kind_of
 from jobs.store.states import ACTIVE, AttemptState, Cause, CauseKind, EventKind, JobState
-from jobs.store.tables import AttemptRow, JobRow, Utc
+from jobs.store.tables import AttemptRow, JobRow, Utc, attempt_in
 from jobs.store.values import Attempt, Job, StaleAttempt
 from jobs.store.waiting import may_start
 
@@ -56,10 +56,12 @@ class AttemptVerbs(OrderVerbs):
             if connection.dialect.name == "postgresql":  # SQLite has one writer at a time
                 connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _STARTING})
             active = connection.execute(
-                select(AttemptRow.job, AttemptRow.number).where(AttemptRow.state.in_(ACTIVE))
+                select(AttemptRow.job, AttemptRow.number).where(attempt_in(ACTIVE))
             )
             if any((row.job, row.number) not in known for row in active):
                 return None
+            starts = list(starts)
+            lock_in_order(connection, [job for job, _ in starts])
             opened = [self._open(connection, job, number, by) for job, number in starts]
             return [attempt for attempt in opened if attempt is not None]
 
@@ -168,7 +170,7 @@ class AttemptVerbs(OrderVerbs):
         if job is not None:
             query = query.where(AttemptRow.job == job)
         if active:
-            query = query.where(AttemptRow.state.in_(ACTIVE))
+            query = query.where(attempt_in(ACTIVE))
         with self.reading() as connection:
             return [_attempt_of(row) for row in connection.execute(query)]
 

@@ -274,7 +274,7 @@ class JobVerbs(EventVerbs):
         """Let a new job wait for others: for the end of each or, where not `wanted`, for its success."""
         if not wanted:
             return
-        missing = set(wanted) - set(_lock_in_order(connection, wanted, read=True)) | ({job} & set(wanted))
+        missing = set(wanted) - set(lock_in_order(connection, wanted, read=True)) | ({job} & set(wanted))
         if missing:
             raise NotFound(f"no job {min(missing)!r} for job {job} to come after")
         connection.execute(
@@ -289,7 +289,7 @@ class JobVerbs(EventVerbs):
         Those that it waits for stay locked: one that fails just now must find it among those that wait.
         """
         others = connection.execute(select(DependencyRow.on_job).where(DependencyRow.job == job)).scalars()
-        _lock_in_order(connection, list(others), read=True)
+        lock_in_order(connection, list(others), read=True)
         row = connection.execute(
             select(JobRow.id, JobRow.state)
             .join(DependencyRow, DependencyRow.on_job == JobRow.id)
@@ -304,7 +304,7 @@ class JobVerbs(EventVerbs):
         edges: list[tuple[str, str]] = []  # who waits for whom
         while (found := _waiting(connection, job)) != edges:  # until nobody joins them any more
             edges = found
-            _lock_in_order(connection, [waiting for waiting, _ in edges])
+            lock_in_order(connection, [waiting for waiting, _ in edges])
         now, ended = self.clock(), {job: state}
         for waiting, first in edges:
             if first not in ended or waiting in ended:
@@ -341,7 +341,7 @@ def _waiting(connection: Connection, job: str) -> list[tuple[str, str]]:
     return sorted(found, key=lambda edge: (found[edge], edge))
 
 
-def _lock_in_order(connection: Connection, jobs: Iterable[str], *, read: bool = False) -> list[str]:
+def lock_in_order(connection: Connection, jobs: Iterable[str], *, read: bool = False) -> list[str]:
     """Lock those of these jobs that there are, oldest first: two that lock some never wait in a circle."""
     query = select(JobRow.id).where(JobRow.id.in_(list(jobs))).order_by(JobRow.sequence)
     return list(connection.execute(query.with_for_update(read=read)).scalars())

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from jobs.config import JobConfig, Select, from_mapping, load, presets
@@ -71,3 +72,48 @@ def test_resources_add_up():
         "quickstart", ["resources.ranks=4", "resources.cpus_per_rank=2", "resources.gpus_per_rank=0.5"]
     )
     assert (config.resources.cpus, config.resources.gpus) == (8, 2)
+
+
+def test_plain_max_attempts_is_short_for_that_of_retry():
+    assert from_mapping({"max_attempts": 5}) == from_mapping({"retry": {"max_attempts": 5}})
+    assert load("quickstart", ["max_attempts=7"]).retry.max_attempts == 7
+    both = from_mapping({"max_attempts": 2, "retry": {"backoff": 0, "max_attempts": 2}})
+    assert (both.retry.max_attempts, both.retry.backoff) == (2, 0)
+    assert from_mapping(both.model_dump(mode="json")) == both
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"max_attempts": 2, "retry": {"max_attempts": 3}}, "short for retry.max_attempts"),
+        ({"max_attempts": 0}, "retry.max_attempts: input should be greater than or equal to 1"),
+        ({"max_attempts": 2, "retry": 3}, "retry"),
+        (
+            {"retry": {"on": ["weather"]}},
+            "retry.on.0: input should be 'infrastructure', 'error' or 'timeout'",
+        ),
+        ({"retry": {"times": 3}}, "retry.times: unknown key"),
+        ({"time_limit": "soon"}, "time_limit: 'soon' is no length of time"),
+        ({"time_limit": 0}, "time_limit: input should be greater than 0"),
+    ],
+)
+def test_a_bad_retry_says_what_is_wrong(given: dict[str, object], said: str):
+    with pytest.raises(ConfigError) as caught:
+        from_mapping(given)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given", [{"max_attempts": 2}, {"time_limit": "2h30m"}, {"time_limit": None}, {"retry": {"on": []}}]
+)
+def test_editors_take_what_the_service_takes(given: dict[str, object]):
+    from_mapping(given)
+    jsonschema.validate(given, JobConfig.model_json_schema())
+
+
+@pytest.mark.parametrize(
+    "given", [{"max_attempts": 0}, {"time_limit": "soon"}, {"retry": {"on": ["weather"]}}]
+)
+def test_editors_refuse_what_the_service_refuses(given: dict[str, object]):
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(given, JobConfig.model_json_schema())

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+
+from jobs.durations import moment, seconds
+
+NOON = datetime(2030, 6, 1, 12, 0, tzinfo=timezone(timedelta(hours=2)))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("90", 90),
+        ("0.5", 0.5),
+        ("90s", 90),
+        ("2h30m", 9000),
+        ("1.5h", 5400),
+        ("1d 12h", 129600),
+        ("1w", 604800),
+    ],
+)
+def test_lengths_of_time(text: str, value: float):
+    assert seconds(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-5", "5x", "h", "5m3", "1e3", "nan", "inf"])
+def test_what_is_no_length_of_time_is_named(text: str):
+    with pytest.raises(ValueError, match="no length of time"):
+        seconds(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "at"),
+    [
+        ("+90m", NOON + timedelta(minutes=90)),
+        ("18:30", NOON.replace(hour=18, minute=30)),
+        ("9:00", NOON.replace(day=2, hour=9)),  # the next one
+        ("12:00", NOON.replace(day=2)),
+        ("2030-07-01", datetime(2030, 7, 1, tzinfo=NOON.tzinfo)),
+        ("2030-07-01T10:00Z", datetime(2030, 7, 1, 10, tzinfo=UTC)),
+        ("2030-07-01 10:00+05:00", datetime(2030, 7, 1, 5, tzinfo=UTC)),
+    ],
+)
+def test_moments(text: str, at: datetime):
+    assert moment(text, NOON) == at
+
+
+@pytest.mark.parametrize("text", ["", "soon", "25:00", "18:99", "2030-13-01", "+", "tomorrow"])
+def test_what_is_no_moment_is_named(text: str):
+    with pytest.raises(ValueError):
+        moment(text, NOON)
