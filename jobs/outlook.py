@@ -48,6 +48,7 @@ _SILENT = (
     EventKind.DRAIN_ENDED,
 )
 _ENDED = (EventKind.SUCCEEDED, EventKind.FAILED, EventKind.CANCELLED)
+_LEFT = (EventKind.CLAIMED, *_ENDED)  # after these a job does not wait
 
 
 class Outlook:
@@ -73,8 +74,14 @@ class Outlook:
         """Take in what has happened since the last time."""
         if self.seen < 0:
             self._begin()
-        while events := self._store.events(after=self.seen, limit=_PAGE):
-            changed = {event.job for event in events if event.job and event.kind not in _SILENT}
+        more = True
+        while more and (events := self._store.events(after=self.seen, limit=_PAGE)):
+            more = len(events) == _PAGE
+            last = {event.job: event.kind for event in events if event.job and event.kind not in _SILENT}
+            for job, kind in last.items():
+                if kind in _LEFT:
+                    self.backlog.discard(job)
+            changed = {job for job, kind in last.items() if kind not in _LEFT}
             for event in events:
                 if event.job and event.kind in _ENDED:
                     changed.update(self._store.dependents(event.job))
@@ -248,8 +255,11 @@ def explainer(
     seen: Mapping[str, Any],
     policy: Policy,
     progress: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    running: Iterable[Active] | None = None,
+    waiting: Iterable[Queued] | None = None,
 ) -> Explainer:
-    """Why jobs wait, from the store and from what a dispatcher has `shown`."""
+    """Why jobs wait, from what a dispatcher has `shown` and from the store, unless that was read already."""
     cluster = Cluster(
         **{**seen["cluster"], "nodes": tuple(Node(**node) for node in seen["cluster"].get("nodes", ()))}
     )
@@ -257,6 +267,13 @@ def explainer(
         used={owner: Used(**used) for owner, used in seen["used"].items()},
         turns={(owner, priority): at for owner, priority, at in seen["turns"]},
     )
-    running = [running_of(job, (progress or {}).get(job.id)) for job in store.running()]
-    waiting = [waiting_of(job, seen.get("typical")) for job in store.queued()]
-    return Explainer(waiting, running, cluster, history, policy, store.clock().timestamp())
+    running = store.running() if running is None else running
+    waiting = store.queued() if waiting is None else waiting
+    return Explainer(
+        [waiting_of(job, seen.get("typical")) for job in waiting],
+        [running_of(job, (progress or {}).get(job.id)) for job in running],
+        cluster,
+        history,
+        policy,
+        store.clock().timestamp(),
+    )

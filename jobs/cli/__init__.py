@@ -21,6 +21,7 @@ _COMMANDS = {
     "Jobs": {
         "submit": Entry("submit", "submit", "Submit a config as a job."),
         "list": Entry("jobs", "list_jobs", "List the jobs, newest first."),
+        "top": Entry("top", "top", "Show live what runs, what waits, and what the cluster has."),
         "show": Entry("jobs", "show", "Show a job: state, attempts, metrics, checkpoints."),
         "watch": Entry("follow", "watch", "Watch a job live."),
         "logs": Entry("logs", "logs", "Print a job's log."),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from jobs.store import Event, Job
 
 _POLL = 0.5  # seconds between two looks at the store
+_EASE = 20  # times as long as looking why a job waits took, it is not looked at again
 _WIDTH = 10
 
 
@@ -62,10 +63,11 @@ class _Story:
         self._reports: set[tuple[int, int]] = set()  # attempt and epoch
         self._headed = False
         self._reason: str | None = None
+        self._ask_again = 0.0  # when to ask why it waits, if nothing happens before
 
     def tell(self, job: Job) -> None:
         """Say what is new."""
-        store = service.store()
+        store, told = service.store(), self._event
         for event in store.events(job.id, after=self._event):
             self._event = event.id
             text = _sentence(event)
@@ -79,7 +81,12 @@ class _Story:
                 self._headed = True
                 self._say(_line(REPORT_COLUMNS))
             self._say(_line(report_row(report)))
+        began = time.monotonic()
+        if self._event == told and began < self._ask_again:
+            return
         reason = waits_for(job)
+        # That may read the whole queue: it must not take more than a small part of the time.
+        self._ask_again = began + _EASE * (time.monotonic() - began)
         if reason and reason != self._reason:
             self._say(f"waits for {reason}")
         self._reason = reason

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from jobs import logs
 from jobs.dispatcher.parts import BY, Capacity, Launcher, Snapshot, Timings
 from jobs.dispatcher.silence import Silence
 from jobs.dispatcher.starting import Starter
@@ -29,7 +30,7 @@ __all__ = ["BY", "Capacity", "Dispatcher", "Launcher", "Snapshot", "Timings", "m
 
 logger = logging.getLogger("textvae.dispatcher")
 
-_SHARE = 0.01  # of the time, that comparing the queue with the store may take
+_SHARE = 0.003  # of the time, that comparing the queue with the store may take
 
 
 class Dispatcher:
@@ -137,7 +138,8 @@ class Dispatcher:
                     self._kill(job, AttemptState.FAILED, Cause.TIMEOUT, error)
         if active:
             for attempt in self._service.reconcile_attempts(Snapshot(self._launcher, self._failures)):
-                logger.warning("%s was lost", attempt.actor)
+                about = logs.about(attempt.job, attempt.number)
+                logger.warning("%s was lost", attempt.actor, extra=about)
 
     def listen(self, now: float) -> None:
         """End attempts that are there but frozen. Raises QueueUnavailable."""
@@ -168,7 +170,8 @@ class Dispatcher:
             self._failures.failed(f"stopping {attempt.actor}", failure)
             return  # the next pass tries again; the other attempts must not wait for this one
         self._failures.worked(f"stopping {attempt.actor}")
-        logger.warning("stopped %s: %s", attempt.actor, error)
+        about = logs.about(attempt.id, attempt.attempt)
+        logger.warning("stopped %s: %s", attempt.actor, error, extra=about)
         if Snapshot(self._launcher, self._failures).state(attempt.actor) != "dead":
             return  # not confirmed: the next pass tries again
         try:
@@ -181,7 +184,7 @@ class Dispatcher:
                 error=f"attempt {attempt.attempt} {error}",
             )
         except StaleAttempt:
-            logger.info("%s had ended by itself", attempt.actor)
+            logger.info("%s had ended by itself", attempt.actor, extra=about)
 
     def _try(self, what: str, work: Callable[[], object]) -> bool:
         """Do one part of a pass. Whatever it raises, the daemon must go on with the others."""
@@ -214,10 +217,8 @@ def main() -> None:
     """Run the daemon with the settings of the environment and the local stack."""
     from jobs.wiring import RayLauncher, keeper  # imports ray and torch
 
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
     settings = Settings.from_environment(os.environ).connected()
+    logs.configure(sys.stderr, settings.log_format)
     settings.create_home()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

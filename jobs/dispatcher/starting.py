@@ -20,7 +20,7 @@ from textvae.config import ConfigError
 logger = logging.getLogger("textvae.dispatcher")
 
 _TOGETHER = 16  # attempts opened in one transaction: they must all be launched before they count as lost
-_SHOWN_EVERY = 10.0  # seconds between two publications of an outlook that has not changed much
+_SHOWN_EVERY = 2.0  # seconds between two publications of what decisions are made of
 
 
 class Starter:
@@ -47,24 +47,21 @@ class Starter:
         self.outlook = Outlook(store, self._rules.read())
         self._others: tuple[float, float] | None = None  # CPUs and GPUs in use by others, as seen last
         self._decided: tuple[object, float] | None = None  # on what the last decision was made, and when
-        self._shown = 0.0
+        self._shown = 0.0  # when the outlook was published
+        self._sums: tuple[object, float] | None = None  # of the cluster, as published last, and when
         self._unfit: dict[str, str] = {}  # jobs larger than the cluster, and why: each is recorded once
 
     def step(self) -> list[Attempt]:
         """Open and launch attempts of all jobs that may start; ask others to make way. Returns the former."""
         self.outlook.use(self._rules.read())
         self.outlook.refresh()
-        if self._store.draining() is not None:
-            return []
         capacity = self._capacity()
         if capacity.total_cpus <= 0:
             raise RuntimeError("the cluster has no CPUs yet")
-        self._queue.publish_cluster(
-            {name: value for name, value in vars(capacity).items() if name != "nodes"}
-        )
         active = self._store.running()
         cluster = self._room(capacity, active)
         now = self._store.clock().timestamp()
+        self._show(capacity, now)
         known = (
             self.outlook.seen,
             self.outlook.policy,
@@ -76,14 +73,23 @@ class Starter:
         running = [running_of(job) for job in active]
         history = self.outlook.history(running, cluster)
         decisions = decide(self.outlook.backlog, running, cluster, history, self.outlook.policy, now)
-        if now - self._shown >= _SHOWN_EVERY or decisions.start:
+        if now - self._shown >= _SHOWN_EVERY:
             self._queue.publish_outlook(shown(cluster, history, self.outlook.typical()))
             self._shown = now
         self._note_unfit(cluster)
-        opened = self._start(decisions, {(job.id, job.attempt) for job in active})
-        self._displace(decisions)
+        opened: list[Attempt] = []
+        # Whoever opens an attempt looks for a drain once more; this only saves the attempt to.
+        if (decisions.start or decisions.preempt) and self._store.draining() is None:
+            opened = self._start(decisions, {(job.id, job.attempt) for job in active})
+            self._displace(decisions)
         self._decided = None if opened else (known, now)
         return opened
+
+    def _show(self, capacity: Capacity, now: float) -> None:
+        sums = {name: value for name, value in vars(capacity).items() if name != "nodes"}
+        if self._sums is None or self._sums[0] != sums or now - self._sums[1] >= _SHOWN_EVERY:
+            self._queue.publish_cluster(sums)
+            self._sums = sums, now
 
     def _due(self, now: float) -> bool:
         """Whether the time alone may have changed who starts."""

@@ -38,6 +38,7 @@ class Explainer:
         self._backlog = waiting if isinstance(waiting, Backlog) else Backlog(waiting)
         self._running = running
         self._cluster = cluster
+        self.used = history.used
         self._policy = policy
         self._now = now
         self.decisions: Decisions = decide(self._backlog, running, cluster, history, policy, now)

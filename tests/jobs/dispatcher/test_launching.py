@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from jobs.config import JobConfig
-from jobs.dispatcher import Capacity, Dispatcher
+from jobs.dispatcher import Capacity, Dispatcher, Timings
 from jobs.queue import Entry, Queue
 from jobs.service import LAUNCH_GRACE, Service
 from jobs.settings import Settings
@@ -18,8 +18,13 @@ from .conftest import AddJob, At, Cluster, end, running
 
 
 def test_a_job_is_opened_and_launched(
-    dispatcher: At, service: Service, cluster: Cluster, config: JobConfig, settings: Settings
+    make: Callable[..., Dispatcher],
+    service: Service,
+    cluster: Cluster,
+    config: JobConfig,
+    settings: Settings,
 ):
+    dispatcher = At(make(Timings(claim_lease=60)))
     job = service.submit(config).job
     dispatcher.step()
     assert cluster.started == [f"{job.id}-1"]

@@ -1,0 +1,268 @@
+"""The policy at work: the real store and queue, attempts that make way."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pytest
+
+from jobs.dispatcher import Capacity, Dispatcher, Timings
+from jobs.outlook import explainer
+from jobs.queue import Queue
+from jobs.scheduling import Blocked, Node, Policy
+from jobs.service import Service
+from jobs.settings import Settings
+from jobs.store import AttemptState, Cause, EventKind, JobState, Store
+
+from ..conftest import DATABASES as DATABASES
+from ..conftest import Clock
+from .conftest import AddJob, At, Cluster, end, running
+
+
+def begin(store: Store, *jobs: str, number: int = 1) -> None:
+    """The ranks of their attempts are there."""
+    for job in jobs:
+        store.join_attempt(job, number, host="here")
+        store.start_attempt(job, number)
+
+
+def rules(settings: Settings, text: str) -> None:
+    settings.create_home()
+    settings.scheduling_file.write_text(text)
+
+
+def test_a_higher_class_displaces_a_lower_one_which_goes_on_later(
+    dispatcher: At, service: Service, cluster: Cluster, add_job: AddJob, clock: Clock
+):
+    store = service.store
+    for id in ("low-1", "low-2"):
+        add_job(id, cpus=2)
+    dispatcher.step()
+    begin(store, "low-1", "low-2")
+    clock.forward(200)  # long enough that they may be displaced
+    add_job("high", cpus=2, priority=100)
+    dispatcher.step()
+    assert running(store) == ["low-1-1", "low-2-1"]
+    clock.forward(31)  # the high one has waited as long as it must
+    dispatcher.step()
+    asked = [job.id for job in store.running() if job.yield_requested is not None]
+    assert len(asked) == 1  # one is enough
+    (event,) = [e for e in store.events(asked[0]) if e.kind is EventKind.YIELD_REQUESTED]
+    assert event.detail["reason"] == "job high is of a higher class"
+    dispatcher.step(2)
+    assert len([job for job in store.running() if job.yield_requested is not None]) == 1
+    service.finish(asked[0], 1, AttemptState.PREEMPTED, by="attempt", cause=Cause.PREEMPTED)
+    cluster.alive.discard(f"{asked[0]}-1")
+    dispatcher.step()
+    assert "high-1" in running(store)
+    assert store.job(asked[0]).state is JobState.QUEUED
+    begin(store, "high")
+    clock.forward(1000)
+    dispatcher.step(3)  # the displaced one displaces nobody
+    assert [job.id for job in store.running() if job.yield_requested is not None] == []
+    end(service, cluster, "high")
+    dispatcher.step()
+    assert f"{asked[0]}-2" in running(store)
+    (waiting,) = [job for job in store.running() if job.id == asked[0]]
+    assert waiting.preempted == 1
+    assert store.job(asked[0]).errors_used == 0
+
+
+def test_one_that_does_not_make_way_is_killed_and_queued_again(
+    dispatcher: At, service: Service, cluster: Cluster, add_job: AddJob, clock: Clock
+):
+    store = service.store
+    add_job("low", cpus=4)
+    dispatcher.step()
+    begin(store, "low")
+    store.request_yield("low", "ada")
+    clock.forward(31)
+    dispatcher.step()
+    assert cluster.stopped == ["low-1"]
+    (killed, *_) = store.attempts("low")
+    assert (killed.state, killed.cause) == (AttemptState.PREEMPTED, Cause.PREEMPTED)
+    assert "did not make way within 30 s" in (killed.error or "")
+    assert running(store) == ["low-2"]
+
+
+def test_one_that_trains_far_beyond_its_time_limit_is_killed(
+    dispatcher: At, service: Service, cluster: Cluster, add_job: AddJob, clock: Clock
+):
+    add_job("long", time_limit=60)
+    dispatcher.step()
+    begin(service.store, "long")
+    clock.forward(89)
+    dispatcher.step()
+    assert cluster.stopped == []
+    clock.forward(2)
+    dispatcher.step()
+    assert cluster.stopped == ["long-1"]
+    assert service.store.attempts("long")[0].cause is Cause.TIMEOUT
+
+
+def test_shares_and_quotas_come_from_the_settings_file_and_may_change(
+    dispatcher: At, service: Service, settings: Settings, add_job: AddJob, caplog: pytest.LogCaptureFixture
+):
+    rules(settings, "owners: {ada: {jobs: 1}}\n")
+    for id in ("ada-1", "ada-2", "ada-3"):
+        add_job(id)
+    add_job("bob-1", owner="bob")
+    dispatcher.step(2)
+    assert running(service.store) == ["ada-1-1", "bob-1-1"]
+    rules(settings, "owners: {ada: {jobs: 2}}\n")
+    dispatcher.step()
+    assert running(service.store) == ["ada-1-1", "ada-2-1", "bob-1-1"]
+    rules(settings, "owners: {ada: {weigth: 2}}\n")  # what cannot be read changes nothing
+    dispatcher.step(3)
+    assert running(service.store) == ["ada-1-1", "ada-2-1", "bob-1-1"]
+    (told,) = [r.getMessage() for r in caplog.records if "scheduling policy" in r.getMessage()]
+    assert "weigth" in told
+
+
+def test_owners_who_had_less_go_first(
+    dispatcher: At, service: Service, cluster: Cluster, add_job: AddJob, clock: Clock
+):
+    add_job("ada-1", cpus=4)
+    dispatcher.step()
+    for id in ("ada-2", "ada-3"):
+        add_job(id, cpus=4)
+    add_job("bob-1", cpus=4, owner="bob")
+    begin(service.store, "ada-1")
+    clock.forward(3600)
+    end(service, cluster, "ada-1")
+    dispatcher.step()
+    assert running(service.store) == ["bob-1-1"]  # although ada's were there before
+
+
+def test_what_was_used_is_known_to_the_next_dispatcher(
+    make: Callable[..., Dispatcher], service: Service, cluster: Cluster, add_job: AddJob, clock: Clock
+):
+    add_job("ada-1", cpus=4)
+    At(make()).step()
+    begin(service.store, "ada-1")
+    clock.forward(3600)
+    end(service, cluster, "ada-1")
+    add_job("ada-2", cpus=4)
+    add_job("bob-1", cpus=4, owner="bob")
+    At(make()).step()
+    assert running(service.store) == ["bob-1-1"]
+
+
+def test_a_small_job_with_a_time_limit_goes_before_one_that_waits_for_room(
+    dispatcher: At, service: Service, add_job: AddJob
+):
+    add_job("first", cpus=3, time_limit=7200)
+    dispatcher.step()
+    add_job("large", cpus=4)
+    add_job("unlimited", cpus=1)
+    add_job("too-long", cpus=1, time_limit=7200)
+    add_job("short", cpus=1, time_limit=600)
+    dispatcher.step()
+    assert running(service.store) == ["first-1", "short-1"]
+
+
+def test_a_gang_needs_room_for_whole_ranks(dispatcher: At, service: Service, store: Store, cluster: Cluster):
+    """Four CPUs are free, but in twos: a rank of three finds no machine."""
+    cluster.capacity = Capacity(8, 0, 4, 0, (Node(2, 0), Node(2, 0)))
+    store.add_job("wide", config={}, name="m", owner="ada", priority=0, ranks=1, cpus=3, gpus=0)
+    store.add_job("pair", config={}, name="m", owner="bob", priority=1, ranks=2, cpus=4, gpus=0)
+    dispatcher.step()
+    assert running(store) == ["pair-1"]
+    end(service, cluster, "pair")
+    dispatcher.step()
+    assert running(store) == []
+    cluster.capacity = Capacity(8, 0, 4, 0, (Node(4, 0), Node(0, 0)))
+    dispatcher.step()
+    assert running(store) == ["wide-1"]
+
+
+def test_a_released_or_freed_job_is_seen_without_reading_the_queue_again(
+    dispatcher: At, service: Service, cluster: Cluster, add_job: AddJob, clock: Clock
+):
+    add_job("one")
+    add_job("held")
+    service.hold("held")
+    add_job("after", after=("one",))
+    add_job("later", not_before=clock.now + timedelta(seconds=60))
+    dispatcher.step()
+    assert running(service.store) == ["one-1"]
+    end(service, cluster, "one")
+    service.release("held")
+    dispatcher.step()
+    assert running(service.store) == ["after-1", "held-1"]
+    clock.forward(61)
+    dispatcher.step()
+    assert running(service.store) == ["after-1", "held-1", "later-1"]
+
+
+def test_while_it_is_drained_nothing_starts_and_nobody_makes_way(
+    dispatcher: At, service: Service, cluster: Cluster, add_job: AddJob, clock: Clock
+):
+    add_job("low", cpus=4)
+    dispatcher.step()
+    begin(service.store, "low")
+    service.drain()
+    add_job("high", cpus=4, priority=500)
+    clock.forward(1000)
+    dispatcher.step(3)
+    assert running(service.store) == ["low-1"]
+    assert service.store.running()[0].yield_requested is None
+    service.drain(False)
+    dispatcher.step()
+    assert service.store.running()[0].yield_requested is not None
+
+
+def test_dispatchers_at_once_never_give_the_same_room_away(
+    make: Callable[..., Dispatcher], store: Store, cluster: Cluster, add_job: AddJob
+):
+    """Each sees its own queue order and 4 free CPUs; together they must not start more than fit."""
+    for n in range(24):
+        add_job(f"job-{n:02}", cpus=1, owner=f"owner-{n % 3}")
+    dispatchers = [At(make(Timings(reconcile=1, claim_lease=0.05))) for _ in range(4)]
+    barrier = threading.Barrier(4)
+    most: list[float] = []
+
+    def work(at: At) -> None:
+        barrier.wait(60)
+        for _ in range(3):
+            at.step()
+            most.append(store.committed()[0])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, dispatchers))
+    assert max(most) <= 4
+    At(make()).step()
+    assert store.committed()[0] == 4
+    assert len(cluster.started) == len(set(cluster.started)) == 4
+
+
+def test_what_is_shown_explains_who_waits_and_why(
+    dispatcher: At, service: Service, queue: Queue, add_job: AddJob, clock: Clock
+):
+    add_job("first", cpus=3, time_limit=7200)
+    dispatcher.step()
+    begin(service.store, "first")
+    add_job("large", cpus=4)
+    add_job("behind", cpus=2)
+    add_job("unfit", cpus=64)
+    add_job("held")
+    service.hold("held")
+    clock.forward(5)
+    dispatcher.step()
+    seen = queue.outlook()
+    assert seen is not None and json.loads(json.dumps(seen)) == seen
+    explained = explainer(service.store, seen, Policy())
+    large, behind = explained.reason("large"), explained.reason("behind")
+    assert large is not None and behind is not None
+    assert (large.blocked, large.position, large.guaranteed) == (Blocked.RESOURCES, 1, True)
+    assert large.starts is not None and large.starts > clock.now.timestamp() + 7000
+    assert large.waits_for == ("first",)
+    assert (behind.blocked, behind.position) == (Blocked.PRIORITY, 2)
+    unfit, held = explained.reason("unfit"), explained.reason("held")
+    assert unfit is not None and unfit.text == "it needs 64 CPUs, the cluster has 4"
+    assert held is not None and held.blocked is Blocked.HELD
+    assert explained.reason("first") is None
