@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from jobs.store import JobState, Store
 
 from .forking import Nursery, gone
 from .ground import Ground, end, until
+from .launcher import holder
 from .oracle import Expected, problems
 
 JOB, BEFORE, MODEL, SEED, EPOCHS = "job", "before", "stub", 7, 4
@@ -60,6 +64,33 @@ class Road:
         self._go({role: {"role": role, "kill": point, "reached": str(reached)}})
         return reached.exists()
 
+    def haunt(self, point: str) -> tuple[bool, float, list[str]]:
+        """Freeze the attempt at this point, have it replaced, and thaw it once its job has ended.
+
+        Returns whether the point was reached, how many seconds the thawed attempt and its rank lived on, and
+        what is not as it must be then.
+        """
+        reached, processes = self.ground.home / "reached", self.ground.processes
+        frozen = {"role": "attempt", "freeze": point, "reached": str(reached)}
+        self._client(*self._submit)
+        order = {**self.ground.attempt_order, "points_of": {"attempt": frozen}, "lease": _LEASE}
+        pid = self.ground.dispatcher(passes=1, attempt=order, **_HASTE)
+        until(lambda: gone(pid), "the dispatcher to end")
+        until(lambda: reached.exists() or not processes.living(), "the attempt to freeze or to end")
+        haunted = bool(processes.living())
+        processes.lose(f"{JOB}-1")
+        zombie = holder(self.ground.home / "attempts" / f"{JOB}-1")
+        found = self.recover()
+        began = time.monotonic()
+        if haunted:
+            os.kill(zombie, signal.SIGCONT)
+            until(lambda: not processes.living(), "the thawed attempt and its rank to end")
+        lived = time.monotonic() - began
+        store = Store(self.ground.settings.database_url)
+        found += problems(store, self.ground.settings, self._expected(), processes)
+        store.close()
+        return haunted, lived, found
+
     def recover(self) -> list[str]:
         """Do what a user and a supervisor would do then; what is not as it must be in the end."""
         assert self._client(*self._submit) == 0, self.ground.log("clients").read_text()
@@ -71,12 +102,15 @@ class Road:
             until(lambda: store.job(JOB).state.final, f"{JOB} to end", 30, pause=0.02)
             until(lambda: not self.ground.processes.names(), "the attempt to leave", 10)
             until(lambda: self._serves(store), "what is promoted to be served", 10)
-            ends = {JobState.SUCCEEDED} | ({JobState.CANCELLED} if self.scene == "cancelled" else set())
-            jobs = [Expected(BEFORE, SEED - 1, 1), Expected(JOB, SEED, EPOCHS, may_be=frozenset(ends))]
-            return problems(store, self.ground.settings, jobs, self.ground.processes)
+            until(lambda: not self._orphans(), "the ranks to leave", 10)
+            return problems(store, self.ground.settings, self._expected())
         finally:
             store.close()
             end(dispatcher)
+
+    def _expected(self) -> list[Expected]:
+        ends = {JobState.SUCCEEDED} | ({JobState.CANCELLED} if self.scene == "cancelled" else set())
+        return [Expected(BEFORE, SEED - 1, 1), Expected(JOB, SEED, EPOCHS, may_be=frozenset(ends))]
 
     def _prepare(self) -> None:
         config = self.ground.config(MODEL, SEED - 1, 1)
@@ -128,6 +162,13 @@ class Road:
             return any(job.id == JOB for job in store.jobs())
         finally:
             store.close()
+
+    def _orphans(self) -> set[str]:
+        """Ranks whose attempt is not there, even for those who see every process."""
+        living = self.ground.processes.living()
+        return {
+            name for name in living if name.endswith(".rank") and name.removesuffix(".rank") not in living
+        }
 
     def _serves(self, store: Store) -> bool:
         served = self.ground.home / "served.json"

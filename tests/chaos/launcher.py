@@ -56,8 +56,17 @@ class Processes:
             time.sleep(0.005)
 
     def names(self) -> set[str]:
-        """The attempts that are there."""
-        return {path.name for path in self._folder.iterdir() if not path.suffix and holder(path)}
+        """The attempts that are there, but for those that the cluster has lost sight of."""
+        there = {path.name for path in self._folder.iterdir() if not path.suffix and holder(path)}
+        return {name for name in there if not (self._folder / f"{name}.lost").exists()}
+
+    def lose(self, name: str) -> None:
+        """Take the attempt for dead from now on, as a cluster does whose node does not answer."""
+        (self._folder / f"{name}.lost").touch()
+
+    def living(self) -> set[str]:
+        """The attempts and ranks that are there, whatever the cluster thinks."""
+        return {path.name for path in self._folder.iterdir() if path.suffix in ("", ".rank") and holder(path)}
 
     def ranks(self) -> set[str]:
         """The ranks that are there."""

@@ -27,11 +27,18 @@ _REPEATS = 2  # of what a watching thread does again and again, so many are poin
 class _Points:
     """The points of this process."""
 
-    def __init__(self, role: str, record: str | None = None, kill: str | None = None, reached: str = ""):
+    def __init__(
+        self,
+        role: str,
+        record: str | None = None,
+        kill: str | None = None,
+        freeze: str | None = None,
+        reached: str = "",
+    ):
         self._role = role
+        self._ends = {kill: signal.SIGKILL, freeze: signal.SIGSTOP}
         self._reached = reached
         self._record = None if record is None else os.open(record, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        self._kill = kill
         self._seen: Counter[str] = Counter()
         self._lock = threading.Lock()
 
@@ -44,9 +51,9 @@ class _Points:
             if count > _REPEATS and (thread == "watch" or what.startswith(_POLLS)):
                 return
             point = f"{name} #{count}"
-            if point == self._kill:
+            if point in self._ends:
                 os.close(os.open(self._reached, os.O_CREAT | os.O_WRONLY))
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), self._ends[point])
             if self._record is not None:
                 os.write(self._record, f"{point}\n".encode())
 
@@ -57,8 +64,8 @@ _points: _Points | None = None
 def install(order: dict[str, Any]) -> None:
     """Have points in this process if its order has any: `points` holds the arguments of `_Points`.
 
-    They are the process's role; and a file to `record` them in, or the one at which to `kill` it, which is
-    told by making the file `reached`.
+    They are the process's role; and a file to `record` them in, or the one at which to `kill` or `freeze` it,
+    which is told by making the file `reached`.
     """
     global _points
     if not order.get("points"):
