@@ -146,6 +146,8 @@ def validate(
                 torch.manual_seed(key_of(config.seed, "validation", *seed_parts, ranks.rank, number))
                 losses = model(batch.to(ranks.device), kl_weight=objective.kl_weight(config, math.inf))
                 meter.update(losses)
+                if number % TRIM_EVERY == 0:
+                    heap.trim()
     finally:
         model.train(was_training)
     return meter.result(ranks.sum)
