@@ -1,0 +1,235 @@
+"""Many at once: one id submitted by fifty, cancels that meet an end, a retry or a recovery."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from jobs.config import from_mapping
+from jobs.queue import Queue
+from jobs.service import Service
+from jobs.store import AttemptState, Cause, Conflict, EventKind, Job, JobState, StaleAttempt, Store
+
+from .ground import Ground, Redis, end, until
+
+SEED = int(os.environ.get("TEXTVAE_CHAOS_SEED", "1"))
+ALL = os.environ.get("TEXTVAE_CHAOS") == "all"
+ROUNDS = 500 if ALL else 12
+CLIENTS = 50
+
+CONFIG = from_mapping({"name": "reviews", "retry": {"backoff": 0}})
+
+
+class Cutter:
+    """A way to Redis that cuts every connection after a random number of bytes."""
+
+    def __init__(self, url: str, draw: random.Random):
+        self._target = ("127.0.0.1", urlsplit(url).port)
+        self._draw = draw
+        self._listening = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self.cut = 0
+        port = self._listening.getsockname()[1]
+        self.url = url.replace(f":{self._target[1]}/", f":{port}/")
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listening.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listening.accept()
+            except OSError:
+                return  # closed
+            server = socket.create_connection(self._target)
+            budget = [self._draw.choice([0, 40, 120, 400, 10**9])]
+            for source, target in ((client, server), (server, client)):
+                threading.Thread(target=self._carry, args=(source, target, budget), daemon=True).start()
+
+    def _carry(self, source: socket.socket, target: socket.socket, budget: list[int]) -> None:
+        try:
+            while data := source.recv(4096):
+                budget[0] -= len(data)
+                if budget[0] < 0:
+                    self.cut += 1
+                    break
+                target.sendall(data)
+        except OSError:
+            self.cut += 1  # the other direction was cut
+        for end_ in (source, target):
+            end_.close()
+
+
+@contextmanager
+def opened(url: str, redis_url: str) -> Iterator[Service]:
+    store, queue = Store(url), Queue(redis_url)
+    yield Service(store, queue)
+    queue.close()
+    store.close()
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'textvae.db'}"
+
+
+@pytest.fixture
+def service(url: str, redis: Redis) -> Iterator[Service]:
+    with opened(url, redis.url) as service:
+        yield service
+
+
+def at_once(*calls: Callable[[], object]) -> list[object]:
+    """Call them all at the same moment; what each returned or raised."""
+    together = threading.Barrier(len(calls))
+    results: list[object] = [None] * len(calls)
+
+    def work(number: int, call: Callable[[], object]) -> None:
+        together.wait()
+        try:
+            results[number] = call()
+        except (StaleAttempt, Conflict) as error:
+            results[number] = error
+
+    threads = [threading.Thread(target=work, args=pair) for pair in enumerate(calls)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+@pytest.mark.timeout(3600)
+def test_of_fifty_clients_with_one_id_one_makes_the_job(service: Service, url: str, redis: Redis):
+    """Their connections to Redis are cut at random: the job is there once, and queued in the end."""
+    cutter = Cutter(redis.url, random.Random(SEED))
+    rounds = ROUNDS if ALL else 3
+    services = [Service(service.store, Queue(cutter.url)) for _ in range(CLIENTS)]
+    for number in range(rounds):
+        id = f"job-{number}"
+        results = at_once(*(partial(one.submit, CONFIG, id=id, owner="ada") for one in services))
+        assert sum(result.created for result in results) == 1  # type: ignore[attr-defined]
+        assert {result.job.id for result in results} == {id}  # type: ignore[attr-defined]
+        assert [event.kind for event in service.store.events(id)] == [EventKind.SUBMITTED]
+    for one in services:
+        one.queue.close()
+    cutter.close()
+    assert cutter.cut > rounds
+    service.reconcile_queue()
+    assert list(service.queue.entries()) == [f"job-{number}" for number in range(rounds)]
+
+
+def begin(service: Service, id: str) -> Job:
+    """A job with a running attempt that holds its lease."""
+    service.submit(CONFIG, id=id, owner="ada")
+    service.store.open_attempt(id, 1, "test")
+    service.queue.remove([id])
+    service.store.start_attempt(id, 1)
+    service.queue.renew(id, 1, 60)
+    return service.store.job(id)
+
+
+def is_consistent(service: Service, id: str) -> Job:
+    """The job, once nothing of it contradicts anything else."""
+    job = service.store.job(id)
+    active = [attempt for attempt in service.store.attempts(id) if attempt.state.active]
+    assert len(active) == (1 if job.state is JobState.RUNNING else 0)
+    service.reconcile_queue()
+    assert (id in service.queue.entries()) == (job.state is JobState.QUEUED)
+    if job.state.final:
+        assert service.queue.leases([id]) == {}
+        kinds = [event.kind for event in service.store.events(id)]
+        assert kinds.count(EventKind(str(job.state))) == 1
+    return job
+
+
+@pytest.mark.timeout(3600)
+def test_a_cancel_races_with_the_end(service: Service, url: str, redis: Redis):
+    ends = [
+        (AttemptState.SUCCEEDED, None, JobState.SUCCEEDED),
+        (AttemptState.FAILED, Cause.ERROR, None),
+        (AttemptState.LOST, Cause.DIED, None),
+    ]
+    with opened(url, redis.url) as other:
+        for number in range(ROUNDS):
+            id = f"job-{number}"
+            begin(service, id)
+            state, cause, result = ends[number % 3]
+            at_once(
+                partial(other.cancel, id, by="ada"),
+                partial(service.finish, id, 1, state, by="test", cause=cause),
+            )
+            job = is_consistent(service, id)
+            # A job that was to be tried again is cancelled, whichever came first.
+            assert job.state is (result or JobState.CANCELLED)
+
+
+@pytest.mark.timeout(3600)
+def test_a_cancel_races_with_a_retry(service: Service, url: str, redis: Redis):
+    with opened(url, redis.url) as other:
+        for number in range(ROUNDS):
+            id = f"job-{number}"
+            begin(service, id)
+            service.finish(id, 1, AttemptState.FAILED, by="test", cause=Cause.BAD_CONFIG)
+            at_once(
+                partial(other.cancel, id, by="ada"),
+                partial(service.retry, id, by="ada"),
+            )
+            job = service.store.job(id)
+            assert job.state in (JobState.QUEUED, JobState.CANCELLED)
+            service.reconcile_queue()
+            assert (id in service.queue.entries()) == (job.state is JobState.QUEUED)
+
+
+@pytest.mark.timeout(3600)
+def test_a_cancel_races_with_recovery(service: Service, url: str, redis: Redis):
+    """Two dispatchers find the attempt dead while its user cancels the job."""
+
+    class Gone:
+        def state(self, name: str) -> str:
+            return "dead"
+
+    with opened(url, redis.url) as other:
+        for number in range(ROUNDS):
+            id = f"job-{number}"
+            begin(service, id)
+            service.queue.release(id, 1)
+            at_once(
+                partial(other.cancel, id, by="ada"),
+                partial(service.reconcile_attempts, Gone()),  # type: ignore[arg-type]
+                partial(other.reconcile_attempts, Gone()),  # type: ignore[arg-type]
+            )
+            service.reconcile_queue()
+            job = is_consistent(service, id)
+            assert job.state is JobState.CANCELLED
+            lost = [event for event in service.store.events(id) if event.kind is EventKind.FINISHED]
+            assert len(lost) == 1
+
+
+def test_a_cancelled_attempt_leaves_no_process(ground: Ground, redis: Redis):
+    ground.attempt_order["pace"] = 0.1
+    dispatcher = ground.dispatcher()
+    store, took = Store(ground.settings.database_url), []
+    for number in range(20 if ALL else 2):
+        id = f"job-{number}"
+        assert ground.client("submit", str(ground.config("stub", number, 50)), "--id", id).wait() == 0
+        until(lambda id=id: store.checkpoints(id), "a checkpoint")  # type: ignore[misc]
+        began = time.monotonic()
+        assert ground.client("cancel", id).wait() == 0
+        until(lambda id=id: store.job(id).state.final, "the cancel")  # type: ignore[misc]
+        took.append(time.monotonic() - began)
+        assert store.job(id).state is JobState.CANCELLED
+    until(lambda: not ground.processes.living(), "everything to leave")
+    end(dispatcher)
+    store.close()
+    print(f"from the cancel of a running job to its end: {max(took):.1f} s at most")
