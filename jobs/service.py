@@ -268,7 +268,7 @@ class Service:
         if foreign:
             self.queue.remove(foreign)
 
-    def reconcile_attempts(self, launcher: Launcher) -> list[Attempt]:
+    def reconcile_attempts(self, launcher: Launcher, *, by: str = "dispatcher") -> list[Attempt]:
         """End the active attempts that are confirmed dead; returns them. Raises QueueUnavailable.
 
         Unreachable is not dead: the cluster must say that the process is gone, and no lease may be left of
@@ -291,9 +291,7 @@ class Service:
                 else f"attempt {attempt.number} never started"
             )
             try:
-                self.finish(
-                    attempt.job, attempt.number, AttemptState.LOST, by="dispatcher", cause=cause, error=error
-                )
+                self.finish(attempt.job, attempt.number, AttemptState.LOST, by=by, cause=cause, error=error)
             except StaleAttempt:
                 continue  # it ended by itself in the meantime
             ended.append(attempt)

@@ -55,6 +55,7 @@ class Work:
         self._stale = threading.Event()  # this attempt does not count any more
         self._ending = threading.Event()  # its last record is being written
         self._renewing = threading.Lock()  # the lease, which must not come back once that is written
+        self._behind = False  # the copy of the log could not be kept
         self._over = threading.Event()  # the watching thread may go
 
     def run(self) -> None:
@@ -216,7 +217,11 @@ class Work:
         try:
             self._records.copy_log()
         except StoreError as error:
-            self._log.write(f"{error}; the log is copied later")
+            if not self._behind:
+                self._log.write(f"{error}; the log is copied later")
+            self._behind = True
+        else:
+            self._behind = False
 
     def _abandon(self, reason: str) -> None:
         """Stop everything at once."""

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 
 from jobs import logs
-from jobs.dispatcher.parts import BY, Capacity, Launcher, Snapshot, Timings
+from jobs.dispatcher.parts import Capacity, Launcher, Snapshot, Timings, who
 from jobs.dispatcher.silence import Silence
 from jobs.dispatcher.starting import Starter
 from jobs.failures import Failures
@@ -26,7 +26,7 @@ from jobs.service import Service
 from jobs.settings import Settings
 from jobs.store import Attempt, AttemptState, Cause, Running, StaleAttempt, Store
 
-__all__ = ["BY", "Capacity", "Dispatcher", "Launcher", "Snapshot", "Timings", "main"]
+__all__ = ["Capacity", "Dispatcher", "Launcher", "Snapshot", "Timings", "main", "who"]
 
 logger = logging.getLogger("textvae.dispatcher")
 
@@ -137,7 +137,9 @@ class Dispatcher:
                     error = f"trained for {trained:.0f} s, longer than its time_limit, and was killed"
                     self._kill(job, AttemptState.FAILED, Cause.TIMEOUT, error)
         if active:
-            for attempt in self._service.reconcile_attempts(Snapshot(self._launcher, self._failures)):
+            for attempt in self._service.reconcile_attempts(
+                Snapshot(self._launcher, self._failures), by=who()
+            ):
                 about = logs.about(attempt.job, attempt.number)
                 logger.warning("%s was lost", attempt.actor, extra=about)
 
@@ -179,7 +181,7 @@ class Dispatcher:
                 attempt.id,
                 attempt.attempt,
                 state,
-                by=BY,
+                by=who(),
                 cause=cause,
                 error=f"attempt {attempt.attempt} {error}",
             )

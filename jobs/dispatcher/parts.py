@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -9,8 +11,12 @@ from typing import Any, Literal, Protocol
 from jobs.failures import Failures
 from jobs.scheduling import Node
 
-BY = "dispatcher"
 State = Literal["alive", "dead", "unknown"]
+
+
+def who() -> str:
+    """Who this dispatcher is in the history: several may be at work at once."""
+    return f"dispatcher {socket.gethostname()}:{os.getpid()}"
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jobs.dispatcher.parts import BY, Timings
+from jobs.dispatcher.parts import Timings
 from jobs.queue import Queue, QueueUnavailable
 from jobs.store import Running, Store
-
-__all__ = ["BY", "Silence"]
 
 
 class Silence:

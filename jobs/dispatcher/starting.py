@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jobs import attempt as attempts
-from jobs.dispatcher.parts import BY, Capacity, Launcher, Timings
+from jobs.dispatcher.parts import Capacity, Launcher, Timings, who
 from jobs.failures import Failures
 from jobs.logs import about
 from jobs.outlook import Outlook, running_of, shown
@@ -161,7 +161,7 @@ class Starter:
             if job.id not in taken:
                 self.outlook.postpone(job.id, self._timings.claim_lease)
         mine = [job for job in jobs if job.id in taken]
-        opened = self._store.open_attempts([(job.id, job.number) for job in mine], BY, known=known)
+        opened = self._store.open_attempts([(job.id, job.number) for job in mine], who(), known=known)
         if opened is None:
             for job in mine:
                 self._queue.release(job.id, job.number)
@@ -186,7 +186,7 @@ class Starter:
 
     def _displace(self, decisions: Decisions) -> None:
         for each in decisions.preempt:
-            if self._store.request_yield(each.victim, BY, f"job {each.by} is of a higher class"):
+            if self._store.request_yield(each.victim, who(), f"job {each.by} is of a higher class"):
                 logger.info("job %s makes way for job %s", each.victim, each.by, extra=about(each.victim))
                 self._queue.ring(each.victim)
 
@@ -199,7 +199,7 @@ class Starter:
                 if reason is not None:
                     found.update((id, reason) for _, id in line)
         for id, reason in found.items():
-            if self._unfit.get(id) != reason and self._store.note_unfit(id, BY, reason):
+            if self._unfit.get(id) != reason and self._store.note_unfit(id, who(), reason):
                 logger.warning("job %s waits: it %s", id, reason, extra=about(id))
         self._unfit = found
 

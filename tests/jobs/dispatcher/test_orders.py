@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import Callable
 from datetime import timedelta
 
 from jobs.dispatcher import Dispatcher
 from jobs.service import Service
-from jobs.store import AttemptState, Cause, JobState, Retry, Store
+from jobs.store import AttemptState, Cause, EventKind, JobState, Retry, Store
 
 from ..conftest import DATABASES as DATABASES
 from ..conftest import Clock
@@ -132,3 +134,17 @@ def test_a_retry_waits_for_its_backoff(
             settle(clock)
     dispatcher.step()
     assert running(store) == ["one-4"]
+
+
+def test_the_history_says_which_dispatcher_it_was(
+    dispatcher: At, service: Service, cluster: Cluster, add_job: AddJob, clock: Clock
+):
+    add_job("one")
+    dispatcher.step()
+    service.store.join_attempt("one", 1, host="here")
+    cluster.alive.clear()
+    settle(clock, 30)
+    dispatcher.step()
+    me = f"dispatcher {socket.gethostname()}:{os.getpid()}"
+    told = {(event.kind, event.actor) for event in service.store.events("one")}
+    assert {(EventKind.CLAIMED, me), (EventKind.FINISHED, me), (EventKind.REQUEUED, me)} <= told
