@@ -53,7 +53,9 @@ class Policy(Section):
         ge=0,
         description="seconds without a turn, once lifted to the highest, after which jobs go first",
     )
-    margin: float = Field(60.0, ge=0, description="seconds that ending an attempt at its time limit may take")
+    margin: float = Field(
+        180.0, ge=0, description="seconds that starting an attempt and ending it at its limit may take"
+    )
     preemption: Preempting = Field(default_factory=Preempting)
 
     def share(self, owner: str) -> Share:

@@ -118,8 +118,8 @@ class Reserved:
             cpus, gpus = cpus + more_cpus, gpus + more_gpus
             if self.at is None and shape.cpus <= cpus + SLACK and shape.gpus <= gpus + SLACK:
                 self.at = end
-        if self.at == now:
-            self.at, cpus, gpus = None, 0.0, 0.0
+        if shape.cpus <= pool.cpus + SLACK and shape.gpus <= pool.gpus + SLACK:
+            self.at, cpus, gpus = None, 0.0, 0.0  # in pieces
         elif self.at is None:
             cpus, gpus = pool.cpus, pool.gpus
         self._cpus, self._gpus = cpus - shape.cpus, gpus - shape.gpus

@@ -70,7 +70,7 @@ def _wait_limit(mix: Mix, priority: int, turns_before: int) -> float:
     top = max(job.first.priority for job in mix.jobs)
     groups = len({job.first.group for job in mix.jobs})
     turn = mix.policy.overdue_after(priority, top) + (groups + 2) * 2 * _longest_hold(mix)
-    return (turns_before + 1) * turn + sum(ends - begins for begins, ends, _ in mix.outages)
+    return (2 * turns_before + 1) * turn + sum(ends - begins for begins, ends, _ in mix.outages)
 
 
 @pytest.mark.parametrize("first", range(0, GENERAL, BLOCK))
