@@ -186,7 +186,7 @@ def test_without_redis_attempts_are_watched_still(
 def test_the_loop_launches_at_the_bell_and_ends_when_told(
     make: Callable[..., Dispatcher], service: Service, cluster: Cluster, config: JobConfig
 ):
-    dispatcher = make(Timings(rest=2.0, reconcile=1000))
+    dispatcher = make(Timings(rest=300.0, reconcile=1000))
     stop, first_pass = threading.Event(), threading.Event()
     step = dispatcher.step
 
@@ -202,13 +202,12 @@ def test_the_loop_launches_at_the_bell_and_ends_when_told(
     try:
         assert first_pass.wait(10)
         assert ready.wait(10)
-        began = time.monotonic()
         service.submit(config)
-        assert cluster.launched.wait(10)
-        assert time.monotonic() - began < 1.5  # well before the rest was over
+        assert cluster.launched.wait(30)  # long before the rest was over
     finally:
         stop.set()
-        thread.join(10)
+        service.queue.ring()
+        thread.join(30)
     assert not thread.is_alive()
     assert len(cluster.alive) == 1  # the attempt goes on
 
