@@ -64,6 +64,12 @@ class Road:
         self._go({role: {"role": role, "kill": point, "reached": str(reached)}})
         return reached.exists()
 
+    def refuse(self, point: str) -> bool:
+        """Go the road with a disk that is full for one call; whether that call came."""
+        role, reached = point.split(" ")[0], self.ground.home / "reached"
+        self._go({role: {"role": role, "refuse": point, "reached": str(reached)}})
+        return reached.exists()
+
     def haunt(self, point: str) -> tuple[bool, float, list[str]]:
         """Freeze the attempt at this point, have it replaced, and thaw it once its job has ended.
 

@@ -10,6 +10,7 @@ two threads of a process take turns as they like.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -33,10 +34,12 @@ class _Points:
         record: str | None = None,
         kill: str | None = None,
         freeze: str | None = None,
+        refuse: str | None = None,
         reached: str = "",
     ):
         self._role = role
         self._ends = {kill: signal.SIGKILL, freeze: signal.SIGSTOP}
+        self._refuse = refuse
         self._reached = reached
         self._record = None if record is None else os.open(record, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         self._seen: Counter[str] = Counter()
@@ -54,6 +57,9 @@ class _Points:
             if point in self._ends:
                 os.close(os.open(self._reached, os.O_CREAT | os.O_WRONLY))
                 os.kill(os.getpid(), self._ends[point])
+            if point == self._refuse:
+                os.close(os.open(self._reached, os.O_CREAT | os.O_WRONLY))
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if self._record is not None:
                 os.write(self._record, f"{point}\n".encode())
 
@@ -65,7 +71,7 @@ def install(order: dict[str, Any]) -> None:
     """Have points in this process if its order has any: `points` holds the arguments of `_Points`.
 
     They are the process's role; and a file to `record` them in, or the one at which to `kill` or `freeze` it,
-    which is told by making the file `reached`.
+    or to `refuse` the call for want of space, which is told by making the file `reached`.
     """
     global _points
     if not order.get("points"):

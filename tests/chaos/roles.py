@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import pwd
 import signal
+import sqlite3  # noqa: F401 - whoever changes its user may not be allowed to read it any more
 import sys
 import threading
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ from jobs.queue import Queue
 from jobs.service import Service
 from jobs.settings import Settings
 from jobs.store import Cause, Store
+from jobs.store.opening import utc_now
 from textvae import checkpoint
 from textvae.artifacts import Artifacts
 from textvae.config import ConfigError
@@ -47,6 +51,8 @@ DISPATCHER = DispatcherTimings(
 def cli(order: dict[str, Any]) -> int:
     """`textvae-jobs WORDS`; its exit code is put into the file `answer` once it is known."""
     os.environ.update(order["environment"])
+    if "user" in order:
+        os.setuid(pwd.getpwnam(order["user"]).pw_uid)
     points.install(order)
     code = main._run(order["words"], None, {})
     sys.stdout.flush()
@@ -66,7 +72,9 @@ def dispatcher(order: dict[str, Any]) -> None:
         Processes(Path(order["folder"]), order["mother"], order["attempt"], cpus=order["cpus"])
     )
     points.install(order)
-    store, queue = Store(settings.database_url), Queue(settings.redis_url)
+    ahead = timedelta(seconds=order.get("ahead", 0))
+    store = Store(settings.database_url, lambda: utc_now() + ahead)
+    queue = Queue(settings.redis_url)
     keeper = Keeper(store, FileServer(settings.home), Artifacts(settings.storage).location, every=0.3)
     dispatching = Dispatcher(
         Service(store, queue),

@@ -1,0 +1,163 @@
+"""A full disk, a home that cannot be written, a database that is damaged or locked, a clock that jumps."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, event
+
+from jobs.config import from_mapping
+from jobs.store import AttemptState, JobState, Store, StoreError, StoreUnavailable
+
+from .crashes import Road
+from .forking import Nursery
+from .ground import Ground, Redis, end, until
+from .oracle import Expected, problems
+
+CONFIG = from_mapping({"name": "reviews"})
+
+
+def add(store: Store, id: str) -> None:
+    values = {"name": "reviews", "owner": "ada", "priority": 0, "ranks": 1, "cpus": 1.0, "gpus": 0.0}
+    store.add_job(id, config=CONFIG.model_dump(mode="json"), **values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        "rank fsync .epoch-02.*.partial/manifest.json #1",
+        "rank rename attempt-1/.epoch-02.*.partial #1",
+        "attempt fsync .v2.*.partial/model.safetensors #1",
+    ],
+)
+def test_a_full_disk_fails_the_attempt_and_the_next_one_goes_on(
+    point: str, tmp_path: Path, nursery: Nursery, redis: Redis
+):
+    """While a checkpoint is written, put into its place, or made a version."""
+    road = Road("straight", tmp_path / "home", nursery, redis.url, None)
+    redis.flush()
+    assert road.refuse(point)
+    assert road.recover() == []
+
+
+def test_a_full_database_is_an_error_and_loses_nothing(tmp_path: Path):
+    url = f"sqlite:///{tmp_path / 'textvae.db'}"
+    store = Store(url)
+    add(store, "first")
+    pages = store_pages(store)
+    store.close()
+
+    def limit(connection: sqlite3.Connection, _: object) -> None:
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+
+    event.listen(Engine, "connect", limit)
+    try:
+        full = Store(url)
+        with pytest.raises(StoreUnavailable, match="full"):
+            for number in range(1000):
+                add(full, f"job-{number}")
+        recorded = [job.id for job in full.jobs()]
+        full.close()
+    finally:
+        event.remove(Engine, "connect", limit)
+    store = Store(url)
+    assert [job.id for job in store.jobs()] == recorded
+    add(store, "after")
+    assert [e.job for e in store.events()] == [*reversed(recorded), "after"]
+    store.close()
+
+
+def store_pages(store: Store) -> int:
+    with store.reading() as connection:
+        return int(connection.exec_driver_sql("PRAGMA page_count").scalar_one())
+
+
+def test_a_home_that_cannot_be_written_is_told_in_one_line(ground: Ground):
+    """As another user than root, who may write anywhere."""
+    assert ground.client("list").wait() == 0
+    for path in (ground.home, *ground.home.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    for path in ground.home.parents:
+        if path.owner() == ground.home.owner() and path != Path("/"):
+            path.chmod(path.stat().st_mode | 0o055)
+    answers = ground.home.parent / "answers"
+    answers.mkdir(mode=0o777)
+    answers.chmod(0o777)
+    config = str(ground.home / "config.yaml")
+    (ground.home / "logs").chmod(0o777)
+    (ground.home / "config.yaml").write_text("name: reviews\n")
+    (ground.home / "config.yaml").chmod(0o444)
+    client = ground.client("submit", config, user="nobody", answer=str(answers / "code"))
+    until(lambda: client.done, "the client to end")
+    said = ground.log("clients").read_text()
+    assert (answers / "code").read_text() in ("1", "4"), said
+    assert "Traceback" not in said
+    assert "error: " in said and ("readonly" in said or "cannot be" in said or "unable to open" in said)
+    for path in (ground.home, *ground.home.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    assert ground.client("submit", config, "--id", "job").wait() == 0
+
+
+@pytest.mark.parametrize("harm", ["not a database", "torn"])
+def test_a_damaged_database_is_named_and_left_as_it_is(tmp_path: Path, harm: str):
+    path = tmp_path / "textvae.db"
+    store = Store(f"sqlite:///{path}")
+    for number in range(200):
+        add(store, f"job-{number}")
+    store.close()
+    content = bytearray(path.read_bytes())
+    if harm == "torn":
+        content[4096 * 2 :] = os.urandom(len(content) - 4096 * 2)
+    else:
+        content[:100] = os.urandom(100)
+    path.write_bytes(bytes(content))
+    with pytest.raises(StoreError, match=r"malformed|not a database"):
+        broken = Store(f"sqlite:///{path}")
+        broken.jobs()
+        add(broken, "another")
+    assert path.read_bytes() == bytes(content)
+
+
+def test_a_database_that_is_locked_is_waited_for(ground: Ground, redis: Redis):
+    """By a backup that copies badly, say: longer than a writer waits, shorter than an attempt does."""
+    ground.attempt_order["pace"] = 0.1
+    dispatcher = ground.dispatcher()
+    assert ground.client("submit", str(ground.config("stub", 3, 3)), "--id", "job").wait() == 0
+    store = Store(ground.settings.database_url)
+    until(lambda: store.checkpoints("job"), "a checkpoint")
+    locking = sqlite3.connect(ground.home / "textvae.db", isolation_level=None)
+    locking.execute("BEGIN IMMEDIATE")
+    time.sleep(12)
+    locking.execute("ROLLBACK")
+    locking.close()
+    until(lambda: store.job("job").state.final, "the job to end")
+    until(lambda: not ground.processes.living(), "everything to leave")
+    end(dispatcher)
+    assert problems(store, ground.settings, [Expected("job", 3, 3)]) == []
+    assert [attempt.number for attempt in store.attempts("job")] == [1]
+    store.close()
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+def test_a_clock_that_jumps_loses_nothing(ground: Ground, redis: Redis, hours: int):
+    """A dispatcher whose clock is an hour off takes over from one whose clock is right."""
+    ground.attempt_order["pace"] = 0.1
+    first = ground.dispatcher()
+    assert ground.client("submit", str(ground.config("stub", 3, 3)), "--id", "one").wait() == 0
+    store = Store(ground.settings.database_url)
+    until(lambda: store.checkpoints("one"), "a checkpoint")
+    end(first)
+    second = ground.dispatcher(ahead=timedelta(hours=hours).total_seconds())
+    assert ground.client("submit", str(ground.config("stub", 4, 3)), "--id", "two").wait() == 0
+    until(lambda: all(store.job(id).state is JobState.SUCCEEDED for id in ("one", "two")), "both to end")
+    until(lambda: not ground.processes.living(), "everything to leave")
+    end(second)
+    jobs = [Expected("one", 3, 3), Expected("two", 4, 3)]
+    assert problems(store, ground.settings, jobs) == []
+    assert store.attempts("one")[0].state is AttemptState.SUCCEEDED
+    store.close()

@@ -1,0 +1,265 @@
+"""The real store and queue do what the model says: on every path of transitions, and on long random ones."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from jobs.config import from_mapping
+from jobs.queue import Queue
+from jobs.service import Service
+from jobs.store import AttemptState, Cause, Conflict, NewCheckpoint, StaleAttempt, Store
+
+from .ground import Redis
+from .model import ACTIONS, Model, Refused, after
+
+ALL = os.environ.get("TEXTVAE_CHAOS") == "all"
+DEPTH = 4 if ALL or os.environ.get("CI") else 3
+EXAMPLES, STEPS = (100, 100) if ALL else (4, 25)
+
+CONFIG = from_mapping({"name": "model", "retry": {"max_attempts": 2, "max_infrastructure": 1, "backoff": 0}})
+
+_ENDS: dict[str, tuple[AttemptState, Cause | None]] = {
+    "succeed": (AttemptState.SUCCEEDED, None),
+    "error": (AttemptState.FAILED, Cause.ERROR),
+    "bad config": (AttemptState.FAILED, Cause.BAD_CONFIG),
+    "time-out": (AttemptState.FAILED, Cause.TIMEOUT),
+    "die": (AttemptState.LOST, Cause.DIED),
+    "make way": (AttemptState.PREEMPTED, Cause.PREEMPTED),
+    "stop": (AttemptState.CANCELLED, Cause.CANCELLED),
+}
+
+
+class Real:
+    """The actions of the model on a real job, by one of several who have the service open."""
+
+    def __init__(self, url: str, redis_url: str):
+        self.service = Service(Store(url), Queue(redis_url))
+        self._step = itertools.count(1)
+
+    def do(self, id: str, action: str, attempt: int) -> None:
+        """The action; `attempt` is the job's newest. Raises Refused."""
+        try:
+            self._do(id, action, attempt)
+        except (StaleAttempt, Conflict) as error:
+            raise Refused(type(error).__name__) from error
+
+    def _do(self, id: str, action: str, attempt: int) -> None:
+        service, store = self.service, self.service.store
+        verbs: dict[str, Callable[[], object]] = {
+            "open": lambda: store.open_attempt(id, attempt + 1, "model"),
+            "start": lambda: store.start_attempt(id, attempt),
+            "checkpoint": lambda: store.record_checkpoint(id, attempt, self._checkpoint(attempt)),
+            "late end": lambda: service.finish(id, attempt - 1, AttemptState.SUCCEEDED, by="model"),
+            "cancel": lambda: service.cancel(id, by="model"),
+            "retry": lambda: service.retry(id, by="model"),
+            "hold": lambda: service.hold(id, by="model"),
+            "release": lambda: service.release(id, by="model"),
+            "yield": lambda: store.request_yield(id, "model"),
+        }
+        if action in _ENDS:
+            state, cause = _ENDS[action]
+            service.finish(id, attempt, state, by="model", cause=cause)
+        else:
+            verbs[action]()
+
+    def _checkpoint(self, attempt: int) -> NewCheckpoint:
+        step = attempt * 10_000 + next(self._step)  # farther than any before
+        return NewCheckpoint(f"step-{step}", f"at-{step}", "0" * 64, 0, step, 0, None, {})
+
+    def see(self, id: str) -> Model:
+        """The job as the store has it."""
+        job = self.service.store.job(id, exact=True)
+        return Model(
+            state=str(job.state),
+            attempt=job.attempt,
+            cancelling=job.cancel_requested is not None,
+            yielding=job.yield_requested is not None,
+            held=job.held is not None,
+            errors=job.errors_used,
+            infrastructure=job.infrastructure_used,
+        )
+
+    def waiting(self) -> dict[str, int]:
+        """The queue once it was compared with the store."""
+        self.service.reconcile_queue()
+        return self.service.queue.entries()
+
+    def close(self) -> None:
+        self.service.queue.close()
+        self.service.store.close()
+
+
+def outcome(job: Model, action: str) -> tuple[Model, str | None]:
+    """The job after the action, and what refused it, by the model."""
+    try:
+        return after(job, action), None
+    except Refused as error:
+        return job, str(error)
+
+
+def paths(depth: int) -> Iterator[tuple[str, ...]]:
+    """Every sequence of at most `depth` actions of which each changes something."""
+    layer: list[tuple[tuple[str, ...], Model]] = [((), Model())]
+    for _ in range(depth + 1):
+        yield from (path for path, _ in layer)
+        layer = [
+            ((*path, action), then)
+            for path, job in layer
+            for action in ACTIONS
+            if (then := outcome(job, action)[0]) != job
+        ]
+
+
+def perform(real: Real, id: str, job: Model, action: str) -> Model:
+    """Do it, compare it with the model; the job then."""
+    expected, refusal = outcome(job, action)
+    try:
+        real.do(id, action, job.attempt)
+        refused = None
+    except Refused as error:
+        refused = str(error)
+    assert (real.see(id), refused) == (expected, refusal), (id, job, action)
+    return expected
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'textvae.db'}"
+
+
+@pytest.mark.timeout(3600)
+def test_every_path_of_transitions_is_what_the_model_says(url: str, redis: Redis):
+    """And at the end of each every action that must change nothing is refused or without effect."""
+    clients = [Real(url, redis.url), Real(url, redis.url)]
+    jobs: dict[str, Model] = {}
+    for number, path in enumerate(paths(DEPTH)):
+        id, job = f"job-{number}", Model()
+        clients[0].service.submit(CONFIG, id=id, owner="ada")
+        for turn, action in enumerate(path):
+            job = perform(clients[turn % 2], id, job, action)
+        for action in ACTIONS:
+            if outcome(job, action)[0] == job:
+                job = perform(clients[number % 2], id, job, action)
+        jobs[id] = job
+    print(f"{len(jobs)} paths of at most {DEPTH} transitions")
+    waiting = {id: job.attempt + 1 for id, job in jobs.items() if job.waits}
+    assert clients[1].waiting() == waiting
+    redis.flush()
+    assert clients[0].waiting() == waiting
+    for client in clients:
+        client.close()
+
+
+class Conformance(RuleBasedStateMachine):
+    """Random steps over several jobs by several clients, one at a time and two at once."""
+
+    redis: Redis
+
+    @initialize()
+    def begin(self) -> None:
+        self.folder = TemporaryDirectory()
+        url = f"sqlite:///{self.folder.name}/textvae.db"
+        self.redis.flush()
+        self.clients = [Real(url, self.redis.url) for _ in range(3)]
+        self.jobs: dict[str, Model] = {}
+
+    @precondition(lambda self: len(self.jobs) < 4)
+    @rule(who=st.integers(0, 2))
+    def submit(self, who: int) -> None:
+        id = f"job-{len(self.jobs)}"
+        for _ in range(2):  # the second time, the same id is the same job
+            self.clients[who].service.submit(CONFIG, id=id, owner="ada")
+        self.jobs[id] = Model()
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data(), who=st.integers(0, 2), action=st.sampled_from(ACTIONS))
+    def act(self, data: Any, who: int, action: str) -> None:
+        id = data.draw(st.sampled_from(sorted(self.jobs)))
+        self.jobs[id] = perform(self.clients[who], id, self.jobs[id], action)
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data(), actions=st.tuples(st.sampled_from(ACTIONS), st.sampled_from(ACTIONS)))
+    def race(self, data: Any, actions: tuple[str, str]) -> None:
+        """Two at once are as one after the other, in one order or the other."""
+        id = data.draw(st.sampled_from(sorted(self.jobs)))
+        job, together = self.jobs[id], threading.Barrier(2)
+
+        def work(client: Real, action: str) -> None:
+            together.wait()
+            try:
+                client.do(id, action, job.attempt)
+            except Refused:
+                return  # what it left behind is compared below
+
+        threads = [
+            threading.Thread(target=work, args=pair) for pair in zip(self.clients, actions, strict=False)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        first, second = actions
+        orders = [serial(job, first, second), serial(job, second, first)]
+        self.jobs[id] = self.clients[2].see(id)
+        assert self.jobs[id] in orders, (job, actions)
+
+    @rule()
+    def empty_redis(self) -> None:
+        self.redis.flush()
+
+    @rule(who=st.integers(0, 2))
+    def compare(self, who: int) -> None:
+        waiting = {id: job.attempt + 1 for id, job in self.jobs.items() if job.waits}
+        assert self.clients[who].waiting() == waiting
+
+    def teardown(self) -> None:
+        for client in getattr(self, "clients", ()):
+            client.close()
+        if hasattr(self, "folder"):
+            self.folder.cleanup()
+
+
+def serial(job: Model, first: str, second: str) -> Model:
+    """The job after both, each of which speaks of the attempt that was the newest before both."""
+    between = outcome(job, first)[0]
+    if between.attempt != job.attempt and second != "open" and not _of_the_job(second):
+        return between  # it speaks of an attempt that has been replaced
+    if second == "open" and between.attempt != job.attempt:
+        return between  # that attempt is open already
+    return outcome(between, second)[0]
+
+
+def _of_the_job(action: str) -> bool:
+    return action in ("cancel", "retry", "hold", "release", "yield")
+
+
+@pytest.mark.timeout(3600)
+def test_random_steps_are_what_the_model_says(redis: Redis):
+    machine = type("Machine", (Conformance,), {"redis": redis})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=STEPS,
+            deadline=None,
+            derandomize=True,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
