@@ -55,9 +55,7 @@ class AttemptVerbs(OrderVerbs):
         with self.writing() as connection:
             if connection.dialect.name == "postgresql":  # SQLite has one writer at a time
                 connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _STARTING})
-            active = connection.execute(
-                select(AttemptRow.job, AttemptRow.number).where(attempt_in(ACTIVE))
-            )
+            active = connection.execute(select(AttemptRow.job, AttemptRow.number).where(attempt_in(ACTIVE)))
             if any((row.job, row.number) not in known for row in active):
                 return None
             starts = list(starts)
