@@ -79,8 +79,8 @@ class MinGRUDecoder(nn.Module):
     def begin(self) -> None:
         """Set the weights that do not begin as any layer's do.
 
-        Some units begin as a memory: gates forget over two to fifty-odd tokens. And z has no influence at first:
-        a draw of an encoder that knows nothing is noise, which a decoder would first have to unlearn.
+        Some units begin as a memory: gates forget over two to fifty-odd tokens. And z has no influence at
+        first: a draw of an encoder that knows nothing is noise, which a decoder would first have to unlearn.
         """
         for layer in self.layers:
             assert isinstance(layer, _MinGRU)

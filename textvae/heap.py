@@ -16,6 +16,10 @@ _LARGE_BLOCK, _HUGE_BLOCK = 4 * 2**20, 64 * 2**20
 _PAD = 64 * 2**20
 _NEVER = 2**31 - 1
 
+# Steps between two calls of `trim`. A hundred steps of imdb-cpu: 62 s and 3.4 GB at the peak; every 20
+# steps 58 s and 3.9 GB; never 59 s and 4.5 GB, growing.
+TRIM_EVERY = 5
+
 _keeps = False
 
 

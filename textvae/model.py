@@ -314,6 +314,12 @@ class TextVAE(nn.Module):
         h = features if self.dense is None else self.dense(features).relu()  # (batch, dense)
         return self.mean(h).float(), h
 
+    def raw_means(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """The posterior means before their norm: (batch, latent)."""
+        assert self.encoder is not None
+        embedded = self._dropout(self.embedding(tokens))
+        return self._mean(self.encoder.features(tokens, embedded, lengths))[0]
+
     def sample_posterior(
         self, mean: Tensor, log_var: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:

@@ -14,8 +14,9 @@ class MeanNorm(nn.Module):
 
     Zhu et al., "A Batch Normalized Inference Network Keeps the KL Vanishing Away" (ACL 2020), without their
     shift. The KL then costs at least scale^2 / 2 nats a dimension on average, all of it for telling reviews
-    apart, where free bits may be spent on an offset that is the same for all. Outside of training the running
-    mean and variance of the steps are used: the posterior mean is a fixed, affine function of the features.
+    apart, where free bits may be spent on an offset that is the same for all. Outside of training the
+    posterior mean is a fixed, affine function of the features: by the running figures of the steps, until
+    `settle` is told better ones.
     """
 
     EPSILON = 1e-5
@@ -44,6 +45,12 @@ class MeanNorm(nn.Module):
             self.mean.lerp_(first, self.MOMENTUM)
             self.variance.lerp_(variance, self.MOMENTUM)
         return self._map(first, variance)
+
+    @torch.no_grad()
+    def settle(self, mean: Tensor, variance: Tensor) -> None:
+        """Take these (width,) as the figures of what is normed outside of training."""
+        self.mean.copy_(mean)
+        self.variance.copy_(variance)
 
     def _map(self, mean: Tensor, variance: Tensor) -> Affine:
         return Affine(mean, self.scale / (variance + self.EPSILON).sqrt())

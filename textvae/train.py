@@ -12,8 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,15 +30,13 @@ from textvae.model import TextVAE
 from textvae.ranks import Ranks, distributed
 from textvae.sources import Corpus, prepare
 from textvae.sources.permutation import key_of
+from textvae.validation import autocast, calibrate, validate
 from textvae.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
 # Seconds between two calls of Hooks.progress, at least: each waits for the device once.
 PROGRESS_INTERVAL = 0.4
-# Steps between two calls of heap.trim. A hundred steps of imdb-cpu: 62 s and 3.4 GB at the peak; every 20
-# steps 58 s and 3.9 GB; never 59 s and 4.5 GB, growing.
-TRIM_EVERY = 5
 
 
 class TrainingError(RuntimeError):
@@ -128,29 +125,6 @@ def run(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         loop = _Loop(config, ranks, hooks, data_folder, scratch, _saved(config, resume, digest), clock)
         return loop.run()
-
-
-def validate(
-    config: Config, model: TextVAE, batches: Batches, ranks: Ranks, *, seed_parts: tuple[int | str, ...] = ()
-) -> dict[str, float]:
-    """The metrics of all ranks' reviews, without gradients; the same noise is drawn each time.
-
-    The KL term counts in full, whatever the warm-up: so epochs can be compared.
-    """
-    meter = Meter(config, ranks.device)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), _autocast(config, ranks.device):
-            for number, batch in enumerate(batches.epoch(0)):
-                torch.manual_seed(key_of(config.seed, "validation", *seed_parts, ranks.rank, number))
-                losses = model(batch.to(ranks.device), kl_weight=objective.kl_weight(config, math.inf))
-                meter.update(losses)
-                if number % TRIM_EVERY == 0:
-                    heap.trim()
-    finally:
-        model.train(was_training)
-    return meter.result(ranks.sum)
 
 
 class _Loop:
@@ -245,7 +219,7 @@ class _Loop:
             self.position = Position(epoch, self.position.step + 1, self.position.batch + 1)
             if self.ranks.rank == 0:
                 pace.add(loss, batch.total, read)
-            if self.position.step % TRIM_EVERY == 0:
+            if self.position.step % heap.TRIM_EVERY == 0:
                 heap.trim()
             if self._stopped():
                 sums = self._sums(meter, tokens, seconds + self.clock() - began)
@@ -254,6 +228,7 @@ class _Loop:
         trained = seconds + self.clock() - began
         sums = self._sums(meter, tokens, trained)
         train = meter.result(self.ranks.sum)
+        calibrate(self.config, self.model, self.validation_batches, self.ranks)
         validation = validate(self.config, self.model, self.validation_batches, self.ranks)
         for kind, metrics in (("training", train), ("validation", validation)):
             if not math.isfinite(metrics["loss"]):
@@ -281,7 +256,7 @@ class _Loop:
         number = self.position.step
         torch.manual_seed(key_of(self.config.seed, "step", self.ranks.rank, number))
         passed = self.position.epoch + self.position.batch / len(self.train_batches)
-        with _autocast(self.config, self.ranks.device):
+        with autocast(self.config, self.ranks.device):
             losses = self.forward(
                 batch.to(self.ranks.device),
                 kl_weight=objective.kl_weight(self.config, passed),
@@ -418,12 +393,6 @@ def _vocabulary(config: Config, corpus: Corpus, ranks: Ranks) -> Vocabulary:
     """Built by rank 0 from the training texts, the same on all ranks."""
     text = ranks.text(lambda: vocabulary.build(config.vocabulary, corpus.train.texts()).to_json())
     return Vocabulary.from_json(text)
-
-
-@contextmanager
-def _autocast(config: Config, device: torch.device) -> Iterator[None]:
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.training.precision == "bf16"):
-        yield
 
 
 def _where(epoch: int, step: int) -> str:

@@ -147,7 +147,7 @@ class Ours:
         loss = self.loop._step(batch, self.meter)
         at = self.loop.position
         self.loop.position = Position(at.epoch, at.step + 1, at.batch + 1)
-        if self.loop.position.step % train.TRIM_EVERY == 0:  # as the loop does between steps
+        if self.loop.position.step % heap.TRIM_EVERY == 0:  # as the loop does between steps
             heap.trim()
         return loss
 

@@ -1,0 +1,80 @@
+"""What follows an epoch: the latent's norm settled, and the metrics of reviews that were not trained on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from textvae import heap, objective
+from textvae.batches import Batches
+from textvae.config import Config
+from textvae.evaluate import Meter
+from textvae.model import TextVAE
+from textvae.ranks import Ranks
+from textvae.sources.permutation import key_of
+
+ENOUGH = 100  # reviews whose means say how means vary
+
+
+@contextmanager
+def autocast(config: Config, device: torch.device) -> Iterator[None]:
+    """The precision that the config trains with."""
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.training.precision == "bf16"):
+        yield
+
+
+def validate(
+    config: Config, model: TextVAE, batches: Batches, ranks: Ranks, *, seed_parts: tuple[int | str, ...] = ()
+) -> dict[str, float]:
+    """The metrics of all ranks' reviews, without gradients; the same noise is drawn each time.
+
+    The KL term counts in full, whatever the warm-up: so epochs can be compared.
+    """
+    meter = Meter(config, ranks.device)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), autocast(config, ranks.device):
+            for number, batch in enumerate(batches.epoch(0)):
+                torch.manual_seed(key_of(config.seed, "validation", *seed_parts, ranks.rank, number))
+                losses = model(batch.to(ranks.device), kl_weight=objective.kl_weight(config, math.inf))
+                meter.update(losses)
+                if number % heap.TRIM_EVERY == 0:
+                    heap.trim()
+    finally:
+        model.train(was_training)
+    return meter.result(ranks.sum)
+
+
+def calibrate(config: Config, model: TextVAE, batches: Batches, ranks: Ranks) -> None:
+    """Norm posterior means by how those of all ranks' `batches` vary, once training is over.
+
+    To be called with reviews that were not trained on; labels are not looked at. An encoder tells reviews
+    that it has seen further apart than new ones, so by the figures of the training steps new ones would have
+    means that vary too little, around another center. After "precise" batch norm (Wu & Johnson, "Rethinking
+    'Batch' in BatchNorm", 2021). A model without a mean norm stays as it is, and so does one that has fewer
+    than `ENOUGH` reviews to go by.
+    """
+    norm = model.mean_norm
+    if norm is None:
+        return
+    width = config.model.latent
+    sums = torch.zeros(2 * width + 1, dtype=torch.float64, device=ranks.device)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), autocast(config, ranks.device):
+            for each in batches.epoch(0):
+                batch = each.to(ranks.device)
+                raw = model.raw_means(batch.tokens, batch.lengths).double()  # (batch, latent)
+                sums += torch.cat((raw.sum(dim=0), raw.square().sum(dim=0), raw.new_full((1,), len(raw))))
+    finally:
+        model.train(was_training)
+    sums = ranks.sum(sums)
+    if sums[-1] < ENOUGH:
+        return
+    mean, square = (sums[:-1] / sums[-1]).chunk(2)
+    norm.settle(mean.float(), (square - mean.square()).clamp(min=0.0).float())
