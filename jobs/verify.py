@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -156,7 +157,7 @@ def _attempts(parts: Parts) -> Iterator[_Finding]:
         detail = "its attempt has ended" if known else "no attempt of that name is recorded"
         yield (
             Disagreement(Kind.ZOMBIE, name, f"runs still; {detail}", "kill it" if known else None),
-            _killer(cluster, name) if known else None,
+            partial(cluster.stop, name) if known else None,
         )
     leases = queue.leases({attempt.job for attempt in active.values()})
     now = store.clock()
@@ -180,10 +181,6 @@ class _Snapshot:
 
     def state(self, name: str) -> Any:
         return "alive" if name in self._names else "dead"
-
-
-def _killer(cluster: Cluster, name: str) -> Callable[[], object]:
-    return lambda: cluster.stop(name)
 
 
 def _queue(parts: Parts) -> Iterator[_Finding]:
@@ -223,12 +220,8 @@ def _queue(parts: Parts) -> Iterator[_Finding]:
                 Disagreement(
                     Kind.LEASE, f"job {id}", f"attempt {number} has ended and holds a lease", "release it"
                 ),
-                _releaser(parts, id, number),
+                partial(queue.release, id, number),
             )
-
-
-def _releaser(parts: Parts, job: str, number: int) -> Callable[[], object]:
-    return lambda: parts.service.queue.release(job, number)
 
 
 def _dispatcher(parts: Parts) -> Iterator[_Finding]:
@@ -241,7 +234,9 @@ def _checkpoints(parts: Parts) -> Iterator[_Finding]:
     store = parts.service.store
     for recorded in repairs.present(store):
         if recorded.deleted is not None:
-            if parts.artifacts.exists(recorded.location) and not _busy(parts, recorded.job):
+            # An attempt that works on the job deletes by itself what it marked.
+            busy = any(attempt.state.active for attempt in store.attempts(recorded.job))
+            if not busy and parts.artifacts.exists(recorded.location):
                 yield (
                     Disagreement(Kind.LEFT_OVER, recorded.location, "was to be deleted", "delete it"),
                     _deleter(parts, recorded),
@@ -257,7 +252,7 @@ def _checkpoints(parts: Parts) -> Iterator[_Finding]:
                 wrong,
                 "record that it is gone; the job resumes from an earlier one",
             ),
-            _discarder(parts, recorded, wrong),
+            partial(repairs.discard, store, recorded, BY, wrong),
         )
 
 
@@ -282,10 +277,6 @@ def _deleter(parts: Parts, recorded: Checkpoint) -> Callable[[], object]:
         parts.service.store.purged(recorded.id)
 
     return delete
-
-
-def _discarder(parts: Parts, recorded: Checkpoint, wrong: str) -> Callable[[], object]:
-    return lambda: repairs.discard(parts.service.store, recorded, BY, wrong)
 
 
 def _versions(parts: Parts) -> Iterator[_Finding]:
@@ -353,14 +344,14 @@ def _files(parts: Parts) -> Iterator[_Finding]:
         )
         yield (
             Disagreement(Kind.UNRECORDED, name, detail, "delete it" if ours else None),
-            _remover(parts, name) if ours else None,
+            partial(parts.artifacts.delete, name) if ours else None,
         )
     for path, age in half:
         if active and age < _OLD:
             continue  # somebody may be at it
         yield (
             Disagreement(Kind.HALF_WRITTEN, str(path), "whoever wrote it has died", "delete it"),
-            _eraser(path),
+            partial(shutil.rmtree, path),
         )
 
 
@@ -373,14 +364,6 @@ def _half_written(parts: Parts) -> Iterator[tuple[Path, float]]:
         for path in root.rglob(".*"):
             if path.suffix in _HALF and path.is_dir():
                 yield path, now - path.stat().st_mtime
-
-
-def _remover(parts: Parts, name: str) -> Callable[[], object]:
-    return lambda: parts.artifacts.delete(name)
-
-
-def _eraser(path: Path) -> Callable[[], object]:
-    return lambda: shutil.rmtree(path)
 
 
 def _served(parts: Parts) -> Iterator[_Finding]:
@@ -397,8 +380,3 @@ def _served(parts: Parts) -> Iterator[_Finding]:
             ),
             Keeper(store, parts.server, parts.artifacts.location).compare,
         )
-
-
-def _busy(parts: Parts, job: str) -> bool:
-    """Whether an attempt works on the job, which deletes what it marked by itself."""
-    return any(attempt.state.active for attempt in parts.service.store.attempts(job))
