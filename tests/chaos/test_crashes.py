@@ -21,7 +21,7 @@ from .ground import Redis
 SEED = int(os.environ.get("TEXTVAE_CHAOS_SEED", "1"))
 ALL = os.environ.get("TEXTVAE_CHAOS") == "all"
 KINDS = ("commit", "redis", "fsync", "rename", "delete")
-SHARE = 10  # points of each scene, without ALL
+SHARE = 6  # points of each scene, without ALL
 
 
 @pytest.mark.timeout(3600)

@@ -21,7 +21,7 @@ from .oracle import Expected, problems
 
 SEED = int(os.environ.get("TEXTVAE_CHAOS_SEED", "1"))
 ALL = os.environ.get("TEXTVAE_CHAOS") == "all"
-SHARE = 6
+SHARE = 4
 _STOP, _CONT = signal.SIGSTOP, signal.SIGCONT
 
 

@@ -74,20 +74,20 @@ class Fit:
                 talking, _ = listening.accept()
             except TimeoutError:
                 raise RankDied("the rank did not start") from None
-        with talking, talking.makefile("rw", encoding="utf-8") as lines:
-            return _serve(lines, given["on_message"])
+        try:
+            with talking, talking.makefile("rw", encoding="utf-8") as lines:
+                return _serve(lines, given["on_message"])
+        except ConnectionError as error:
+            raise RankDied("the rank died") from error
 
 
 def _serve(lines: IO[str], on_message: Say) -> Result:
-    try:
-        for line in lines:
-            message = json.loads(line)
-            if message["kind"] == "end":
-                return Result(message["status"])
-            lines.write(json.dumps(on_message(message)) + "\n")
-            lines.flush()
-    except ConnectionError as error:
-        raise RankDied("the rank died") from error
+    for line in lines:
+        message = json.loads(line)
+        if message["kind"] == "end":
+            return Result(message["status"])
+        lines.write(json.dumps(on_message(message)) + "\n")
+        lines.flush()
     raise RankDied("the rank died")
 
 
