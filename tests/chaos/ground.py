@@ -14,9 +14,11 @@ from typing import Any
 from cluster.stack import parts, processes
 from cluster.stack.state import Paths, StackError
 from jobs.settings import Settings
+from jobs.store import Store
 
 from .forking import Nursery, gone
 from .launcher import Processes
+from .serving import FileServer
 
 # Of a model so small that a real job of it takes a second.
 _SMALL = {
@@ -121,6 +123,17 @@ class Ground:
             **more,
         }
         return self.nursery.spawn("dispatcher", order, self.log("dispatcher"))
+
+    def serves_what_is_promoted(self, store: Store) -> bool:
+        """Whether the dispatchers have served every promotion; they do so a moment after it."""
+        serves = FileServer(self.home).current()
+        want = {version.model: version.version for version in store.served()}
+        return {model: version["version"] for model, version in serves.items()} == want
+
+    def settle(self, store: Store) -> None:
+        """Wait until every process of an attempt is gone and what is promoted is served."""
+        until(lambda: not self.processes.living(), "everything to leave")
+        until(lambda: self.serves_what_is_promoted(store), "what is promoted to be served")
 
     def log(self, name: str) -> Path:
         """Where processes of that kind write what they print."""

@@ -203,11 +203,10 @@ class Storm:
         while time.monotonic() < deadline:
             self._tend()
             busy = self._ground.processes.names() | self._ground.processes.ranks()
-            served = self._ground.home / "served.json"
-            if not busy and not self._due and (served.exists() or not store.served()):
+            if not busy and not self._due and self._ground.serves_what_is_promoted(store):
                 break
             time.sleep(0.05)
-        time.sleep(1.0)  # the dispatcher's next comparison of the queue, and the keeper's of what is served
+        time.sleep(1.0)  # the dispatcher's next comparison of the queue
 
     def _note(self, line: str) -> None:
         self._journal.lines.append(f"{time.monotonic() - self._began:7.2f} {line}")

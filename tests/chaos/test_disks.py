@@ -136,7 +136,7 @@ def test_a_database_that_is_locked_is_waited_for(ground: Ground, redis: Redis):
     locking.execute("ROLLBACK")
     locking.close()
     until(lambda: store.job("job").state.final, "the job to end")
-    until(lambda: not ground.processes.living(), "everything to leave")
+    ground.settle(store)
     end(dispatcher)
     assert problems(store, ground.settings, [Expected("job", 3, 3)]) == []
     assert [attempt.number for attempt in store.attempts("job")] == [1]
@@ -155,7 +155,7 @@ def test_a_clock_that_jumps_loses_nothing(ground: Ground, redis: Redis, hours: i
     second = ground.dispatcher(ahead=timedelta(hours=hours).total_seconds())
     assert ground.client("submit", str(ground.config("stub", 4, 3)), "--id", "two").wait() == 0
     until(lambda: all(store.job(id).state is JobState.SUCCEEDED for id in ("one", "two")), "both to end")
-    until(lambda: not ground.processes.living(), "everything to leave")
+    ground.settle(store)
     end(second)
     jobs = [Expected("one", 3, 3), Expected("two", 4, 3)]
     assert problems(store, ground.settings, jobs) == []

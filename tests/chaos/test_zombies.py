@@ -61,7 +61,7 @@ def test_a_frozen_attempt_that_the_cluster_sees_is_killed_and_tried_again(ground
     first, *_ = store.attempts("job")
     assert (first.state, first.cause) == (AttemptState.LOST, Cause.LEASE_LOST)
     assert first.error is not None and "frozen" in first.error
-    until(lambda: not ground.processes.living(), "everything to leave")
+    ground.settle(store)
     end(dispatcher)
     assert problems(store, ground.settings, [Expected("job", 3, 3)]) == []
     store.close()
@@ -81,7 +81,7 @@ def test_a_frozen_dispatcher_is_stood_in_for_and_does_no_harm_once_thawed(ground
     time.sleep(1)
     for pid in (first, second):
         end(pid)
-    until(lambda: not ground.processes.living(), "everything to leave")
+    ground.settle(store)
     jobs = [Expected("one", 3, 3), Expected("two", 4, 3)]
     assert problems(store, ground.settings, jobs) == []
     assert [a.number for id in ("one", "two") for a in store.attempts(id)] == [1, 1]
@@ -99,7 +99,7 @@ def test_redis_frozen_for_longer_than_a_lease_stops_nothing(ground: Ground, redi
     os.kill(redis.pid, _CONT)
     until(lambda: store.job("job").state.final, "the job to end", 60)
     assert holder(ground.home / "attempts" / "job-2") == 0
-    until(lambda: not ground.processes.living(), "everything to leave")
+    ground.settle(store)
     end(dispatcher)
     assert problems(store, ground.settings, [Expected("job", 3, 3)]) == []
     assert [attempt.number for attempt in store.attempts("job")] == [1]

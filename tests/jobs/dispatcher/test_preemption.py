@@ -26,7 +26,7 @@ from textvae.config import ConfigError
 from ..attempt.conftest import QUICK, SMALL, write
 from ..conftest import DATABASES as DATABASES
 
-STEPS = 30
+STEPS = 600  # half a minute at the slow pace: making way may take long on a busy machine
 
 
 class Ranks:
@@ -142,7 +142,11 @@ def test_a_displaced_job_resumes_at_its_last_step(
     )
     launcher = Threads(store, queue, settings, tools)
     dispatcher = Dispatcher(
-        service, launcher, launcher.capacity, settings, timings=replace(Timings(), rest=0.05, reconcile=1)
+        service,
+        launcher,
+        launcher.capacity,
+        settings,
+        timings=replace(Timings(), rest=0.05, reconcile=1, think=0.1),
     )
     config = from_mapping({**SMALL.model_dump(mode="json"), "resources": {"ranks": 2}})
     low = service.submit(config, id="low-job", owner="ada").job.id
