@@ -141,6 +141,8 @@ def test_from_up_to_an_http_answer_to_down(home: Home) -> None:
     home.call("models", "export", "tiny", "exported")
     assert (home.folder / "exported" / "model.safetensors").is_file()
 
+    assert home.json("verify") == {"ok": True, "disagreements": []}
+
     assert {line.split()[0] for line in home.call("down").splitlines()} == {"dispatcher", "ray", "redis"}
     assert home.json("status", code=4)["up"] is False
     assert home.processes() == []

@@ -8,7 +8,7 @@ machine is never touched. Importing this package imports neither ray nor torch.
 from __future__ import annotations
 
 from cluster.stack.local import down, status, up
-from cluster.stack.parts import PARTS
+from cluster.stack.parts import ON_LOOPBACK, PARTS
 from cluster.stack.state import PartStatus, Stack, StackError, read
 
-__all__ = ["PARTS", "PartStatus", "Stack", "StackError", "down", "read", "status", "up"]
+__all__ = ["ON_LOOPBACK", "PARTS", "PartStatus", "Stack", "StackError", "down", "read", "status", "up"]

@@ -29,8 +29,9 @@ LOOPBACK = "127.0.0.1"
 _LONGEST_TEMPORARY = 107 - 64
 
 # Without this, 127.0.0.1 means the machine's outer address to Ray: `ray start` listens on all interfaces, and
-# a driver looks for the head where it is not. (Its name tells of other systems; here it does this alone.)
-_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# a driver, if it was not there before ray was imported, looks for the head where it is not. (Its name tells
+# of other systems; here it does this alone.)
+ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 # We pass tensors through files, not through Ray's object store.
 _OBJECT_STORE = 256 * 1024 * 1024
@@ -190,7 +191,7 @@ def start_ray(
         argv += ["--num-cpus", str(int(cpus))]
     environment = {
         **environment,
-        **_ON_LOOPBACK,
+        **ON_LOOPBACK,
         "RAY_USAGE_STATS_ENABLED": "0",
         # A head that ends has no other node to move its actors to; waiting for that takes 30 s.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
@@ -233,7 +234,7 @@ def find_ray(ray_address: str, environment: Mapping[str, str]) -> tuple[str, str
             capture_output=True,
             text=True,
             timeout=60,
-            env={**environment, **_ON_LOOPBACK},
+            env={**environment, **ON_LOOPBACK},
             check=True,
         ).stdout.split()
     except subprocess.TimeoutExpired as error:
@@ -292,7 +293,7 @@ def driver_environment(home: Path, stack: Stack) -> dict[str, str]:
         "TEXTVAE_HOME": str(home),
         "TEXTVAE_REDIS_URL": stack.redis_url,
         "RAY_ADDRESS": stack.ray_address,
-        **_ON_LOOPBACK,
+        **ON_LOOPBACK,
         **ray_environment(stack.token_path),
     }
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
+from cluster import stack
 from jobs.cli import errors, output, service
 
 
@@ -17,13 +20,17 @@ def verify(repair: bool, as_json: bool) -> None:
     database counts as the truth. It may be called while the service is at work. The exit code is 1 if
     something disagrees that was not repaired.
     """
+    settings = service.settings()
+    local = stack.read(settings.home)
+    if local is not None and settings.ray_address == local.ray_address:
+        os.environ.update(stack.ON_LOOPBACK)  # before ray is imported
+
     from jobs import verify as verifying
     from jobs import wiring
     from textvae.artifacts import ArtifactError, Artifacts
     from textvae.checkpoint import CheckpointError
     from textvae.checkpoint import verify as check
 
-    settings = service.settings()
     parts = verifying.Parts(
         service=service.service(),
         artifacts=Artifacts(settings.storage),
