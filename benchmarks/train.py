@@ -4,7 +4,7 @@
 
 Each part lets its sides take short turns on the same reviews and compares them turn by turn:
 
-plain   the seed's model: our loop in fp32 and in bf16 against a plain PyTorch loop
+plain   the seed's model: our loop in fp32, and in bf16 where there are units for it, against a plain one
 modern  the CPU preset's model: our loop against a plain fp32 loop on padded batches in no order
 data    what reading, encoding and batching take of a step
 memory  what the softmax loss adds to the peak of a process at a vocabulary of 50,000

@@ -260,8 +260,8 @@ def test_the_program_measures_the_models_and_prints_json() -> None:
     assert result["quick"] is True
     assert set(result["parts"]) == {"plain", "modern"}
     modern = result["parts"]["modern"]["cpu"]
-    assert {"ours, bf16", "plain, fp32"} < set(modern["sides"])
-    assert modern["ratios"]["ours, bf16"]["pairs"] == 5
+    assert {"ours, fp32", "plain, fp32"} < set(modern["sides"])
+    assert modern["ratios"]["ours, fp32"]["pairs"] == 5
     assert result["parts"]["plain"]["cpu"]["sides"]["ours, fp32"]["LSTM kernels"]
 
 

@@ -272,7 +272,10 @@ class Training(Section):
     clip_norm: float | None = Field(
         None, gt=0, description="largest norm of the gradient; none leaves it as it is"
     )
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast to bfloat16")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="bf16: autocast to bfloat16, on devices with units for it; others use fp32 and say so",
+    )
     keep_last: int = Field(2, ge=1, description="newest checkpoints kept beside the best one")
 
 

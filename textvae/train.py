@@ -30,7 +30,7 @@ from textvae.model import TextVAE
 from textvae.ranks import Ranks, distributed
 from textvae.sources import Corpus, prepare
 from textvae.sources.permutation import key_of
-from textvae.validation import autocast, calibrate, validate
+from textvae.validation import autocast, calibrate, computes_bf16, validate
 from textvae.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -173,6 +173,8 @@ class _Loop:
                 len(corpus.train), len(corpus.validation), self.vocabulary.size, count,
                 ranks.world_size, ranks.device, self.position.step,
             )  # fmt: skip
+            if config.training.precision == "bf16" and not computes_bf16(ranks.device):
+                logger.warning("training.precision bf16: %s has no units for it, fp32 is used", ranks.device)
 
     def _batches(self, corpus: Corpus, part: str) -> Batches:
         training = part == "train"

@@ -19,7 +19,7 @@ import torch
 from pyarrow import parquet
 from safetensors.torch import load_file
 
-from textvae import checkpoint, train
+from textvae import checkpoint, train, validation
 from textvae.checkpoint import Position
 from textvae.config import METRICS, Config, parse
 from textvae.train import Outcome, Progress, Report, TrainingError
@@ -246,6 +246,17 @@ def test_the_random_state_of_the_caller_is_left_alone(folder, tmp_path):
 def test_bfloat16_trains(folder, tmp_path):
     outcome = run(elbo(folder, training={"epochs": 1, "precision": "bf16"}), folder, tmp_path, Hooks())
     assert math.isfinite(outcome.reports[0].train["loss"])
+
+
+def test_bfloat16_without_units_for_it_is_said(folder, tmp_path, monkeypatch, caplog):
+    for module in (validation, train):
+        monkeypatch.setattr(module, "computes_bf16", lambda device: False)
+    reports = []
+    for precision in ("bf16", "fp32"):
+        config = elbo(folder, training={"epochs": 1, "precision": precision})
+        reports += run(config, folder, tmp_path / precision, Hooks()).reports
+    assert "training.precision bf16: cpu has no units for it, fp32 is used" in caplog.messages
+    assert reports[0].train == reports[1].train
 
 
 def test_gradients_are_clipped(folder, tmp_path):

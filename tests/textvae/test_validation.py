@@ -10,13 +10,14 @@ import pytest
 import torch
 from pyarrow import parquet
 
+from textvae import validation
 from textvae.batches import Batches, framing
 from textvae.config import Config, parse
 from textvae.model import TextVAE
 from textvae.ranks import Ranks
 from textvae.sources import Corpus, prepare
 from textvae.sources.permutation import key_of
-from textvae.validation import ENOUGH, calibrate, validate
+from textvae.validation import ENOUGH, autocast, calibrate, computes_bf16, validate
 from textvae.vocabulary import Vocabulary, build
 
 torch.set_num_threads(1)
@@ -111,3 +112,23 @@ def test_too_few_reviews_and_a_model_without_a_norm_change_nothing(tmp_path: Pat
         before = {name: value.clone() for name, value in of[3].state_dict().items()}
         calibrate(of[0], of[3], batches(of), alone)
         assert all(torch.equal(value, before[name]) for name, value in of[3].state_dict().items())
+
+
+@pytest.mark.parametrize("units", [True, False])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_bfloat16_is_computed_where_there_are_units_for_it(
+    monkeypatch: pytest.MonkeyPatch, precision: str, units: bool
+) -> None:
+    monkeypatch.setattr(validation, "computes_bf16", lambda device: units)
+    config = Config.model_validate({"training": {"precision": precision}})
+    with autocast(config, torch.device("cpu")):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == (torch.bfloat16 if units and precision == "bf16" else torch.float32)
+
+
+def test_what_a_cpu_is_said_to_compute_it_computes() -> None:
+    if computes_bf16(torch.device("cpu")):
+        lstm = torch.nn.LSTM(3, 4)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert lstm(torch.ones(2, 1, 3))[0].dtype == torch.bfloat16
+    assert not computes_bf16(torch.device("cuda")) or torch.cuda.is_available()
