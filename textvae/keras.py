@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from textvae.config import Config
+from textvae.model import TextVAE
 from textvae.recurrent import LSTM
 
-if TYPE_CHECKING:
-    from textvae.model import TextVAE
+
+def from_keras_weights(config: Config, arrays: Sequence[np.ndarray]) -> TextVAE:
+    """The model of `config` with the weights of the Keras model, on CPU, in eval mode.
+
+    `arrays` are in Keras' layout, kernels (in, out), LSTM gates in the order i, f, c, o, one bias, and in
+    this order: embedding; each encoder LSTM forward, then backward (kernel, recurrent kernel, bias each);
+    dense, z_mean, z_log_var (kernel, bias each); each decoder LSTM; output dense; sentiment dense; sentiment
+    output.
+    A layer that the config leaves out is left out here too. ValueError names the array that does not fit.
+    """
+    if config.model.decoder != "repeat":
+        raise ValueError("model.decoder must be repeat: the Keras model has no other")
+    model = TextVAE(config)
+    copy_weights(model, arrays)
+    return model.eval()
 
 
 def copy_weights(model: TextVAE, arrays: Sequence[np.ndarray]) -> None:
-    """Set the weights of `model` to `arrays`, in the order that textvae.model.from_keras_weights documents.
+    """Set the weights of `model` to `arrays`, in the order that `from_keras_weights` documents.
 
     Nothing is set unless all of them fit. Raises ValueError naming the position, the expected and the given
     shape of the first one that does not.

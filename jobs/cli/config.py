@@ -26,7 +26,7 @@ def check(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
     resolved: dict[str, Any] = loaded.model_dump(mode="json")
 
     # Only a config that is right is worth the second that importing torch takes.
-    from textvae.model import expected_memory, parameter_count
+    from textvae.memory import expected_memory, parameter_count
 
     training, ranks = loaded.training_config(), loaded.resources.ranks
     parameters = parameter_count(training)

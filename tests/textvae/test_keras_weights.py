@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from textvae.config import Config, parse
-from textvae.model import from_keras_weights
+from textvae.keras import from_keras_weights
 
 Array = NDArray[np.float64]
 
