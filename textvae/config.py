@@ -339,7 +339,9 @@ class Training(Section):
         description="decay of a moving average of the weights over the steps, which is validated, kept and "
         "served; none: the weights themselves",
     )
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast to bfloat16")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16: autocast to bfloat16, on a device that has it"
+    )
     keep_last: int = Field(2, ge=1, description="newest checkpoints kept beside the best one")
 
 

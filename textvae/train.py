@@ -32,7 +32,7 @@ from textvae.model import TextVAE
 from textvae.ranks import Ranks, distributed
 from textvae.sources import Corpus, prepare
 from textvae.sources.permutation import key_of
-from textvae.validation import autocast, calibrate, validate
+from textvae.validation import autocast, calibrate, knows_bf16, validate
 from textvae.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -174,6 +174,10 @@ class _Loop:
                 len(corpus.train), len(corpus.validation), self.vocabulary.size, count,
                 ranks.world_size, ranks.device, self.position.step,
             )  # fmt: skip
+            if config.training.precision == "bf16" and not knows_bf16(ranks.device):
+                logger.warning(
+                    "training.precision: this CPU has no bf16, and trains in fp32, which is faster here"
+                )
 
     def _batches(self, corpus: Corpus, part: str) -> Batches:
         training = part == "train"

@@ -19,10 +19,22 @@ from textvae.sources.permutation import key_of
 ENOUGH = 100  # reviews whose means say how means vary
 
 
+def knows_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies in bfloat16.
+
+    PyTorch lets a CPU without AVX-512 do so too, but its products then take seventeen times as long as in
+    float32 (docs/log.md), and an LSTM fails.
+    """
+    if device.type != "cpu":
+        return True
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 @contextmanager
 def autocast(config: Config, device: torch.device) -> Iterator[None]:
-    """The precision that the config trains with."""
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.training.precision == "bf16"):
+    """The precision that the config trains with; float32 where bf16 is asked of a device without it."""
+    enabled = config.training.precision == "bf16" and knows_bf16(device)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled):
         yield
 
 

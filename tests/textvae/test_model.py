@@ -14,10 +14,13 @@ from textvae.batches import Batch
 from textvae.config import Config, load, parse
 from textvae.memory import expected_memory, parameter_count
 from textvae.model import TextVAE, frame_length, line
+from textvae.validation import autocast, knows_bf16
 from textvae.vocabulary import END, OOV, PAD, START
 
 torch.set_num_threads(1)
 CONFIGS = Path(__file__).parents[2] / "configs"
+HAS_BF16 = knows_bf16(torch.device("cpu"))
+needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason="no LSTM in bfloat16 on a CPU without AVX-512")
 
 
 def config(kind: str = "elbo", model: dict[str, Any] | None = None, **settings: Any) -> Config:
@@ -176,7 +179,7 @@ def test_noise_has_the_standard_deviation_of_the_config() -> None:
 
 
 @pytest.mark.parametrize("kind", ["seed", "elbo"])
-@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("bf16", [False, pytest.param(True, marks=needs_bf16)])
 def test_chunks_of_logits_change_nothing(monkeypatch: pytest.MonkeyPatch, kind: str, bf16: bool) -> None:
     model, data = TextVAE(config(kind, **({"word_dropout": 0.3} if kind == "elbo" else {}))), batch(kind)
     results = []
@@ -246,6 +249,7 @@ def test_a_line_has_both_ends() -> None:
         line(a, b, 1)
 
 
+@needs_bf16
 @pytest.mark.parametrize("kind", ["seed", "elbo"])
 def test_bfloat16_autocast_keeps_losses_in_float32(kind: str) -> None:
     torch.manual_seed(0)
@@ -259,6 +263,17 @@ def test_bfloat16_autocast_keeps_losses_in_float32(kind: str) -> None:
         assert part.dtype == torch.float32
     assert float(rough.loss.detach()) == pytest.approx(float(exact.loss.detach()), rel=0.02)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_bf16_is_asked_of_a_device_that_has_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = parse(Config, {"training": {"precision": "bf16"}})
+    a = torch.randn(4, 4)
+    for has in (False, True):
+        monkeypatch.setattr("textvae.validation.knows_bf16", lambda _, has=has: has)
+        with autocast(settings, torch.device("cpu")):
+            assert (a @ a).dtype == (torch.bfloat16 if has else torch.float32)
+        with autocast(Config(), torch.device("cpu")):
+            assert (a @ a).dtype == torch.float32
 
 
 def test_state_dict_holds_the_parameters_and_nothing_else() -> None:
