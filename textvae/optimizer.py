@@ -31,12 +31,15 @@ def build(config: Config, model: nn.Module) -> torch.optim.Adam:
 
 
 def depth(name: str, config: Config) -> int:
-    """How many layers the parameter of this name lies below the latent; 0 for all that is not below it."""
+    """How many layers the parameter of this name lies below the latent; 0 for all that is not below it.
+
+    A tied embedding is as much the decoder's last layer as the encoder's first, and goes with the former.
+    """
     sizes = config.model
     if name.startswith("encoder."):
         layer = re.search(r"_l(\d+)(_reverse)?$", name)  # as nn.LSTM names them, the lowest 0
         return sizes.encoder_layers - int(layer[1]) if layer else 1
-    if name.startswith("embedding.") and sizes.encoder == "lstm":
+    if name.startswith("embedding.") and sizes.encoder == "lstm" and not sizes.tied:
         return sizes.encoder_layers + 1
     return 0
 

@@ -9,13 +9,13 @@ from textvae.config import Config, parse
 from textvae.model import TextVAE
 
 
-def made(encoder: str, layer_decay: float, **objective: Any) -> tuple[Config, TextVAE]:
-    sizes = {"embedding": 4, "encoder_layers": 2, "encoder_hidden": 3, "latent": 2, "decoder_hidden": 3}
+def made(encoder: str, layer_decay: float, tied: bool = False, **objective: Any) -> tuple[Config, TextVAE]:
+    sizes = {"embedding": 4, "encoder_layers": 2, "encoder_hidden": 3, "latent": 2, "decoder_hidden": 4}
     config = parse(
         Config,
         {
             "vocabulary": {"kind": "words", "size": 9},
-            "model": {**sizes, "encoder": encoder, "ngram_buckets": 5},
+            "model": {**sizes, "encoder": encoder, "ngram_buckets": 5, "tied": tied},
             "objective": {"kind": "elbo", **objective},
             "training": {"layer_decay": layer_decay, "learning_rate": 0.8, "epochs": 4},
         },
@@ -42,6 +42,12 @@ def test_each_layer_below_the_latent_takes_smaller_steps(encoder: str, expected:
     names = dict(model.named_parameters())
     assert len(rates) == len(names)
     assert {name: rates[id(names[name])] for name in expected} == pytest.approx(expected)
+
+
+def test_a_tied_embedding_is_the_decoders() -> None:
+    config, model = made("lstm", 0.5, tied=True)
+    assert {optimizer.depth(name, config) for name, _ in model.named_parameters()} == {0, 1, 2}
+    assert optimizer.depth("embedding.weight", config) == 0
 
 
 def test_pretraining_and_a_decay_of_1_know_no_layers() -> None:
