@@ -302,6 +302,18 @@ def test_ddp_takes_it(tmp_path: Path) -> None:
         distributed.destroy_process_group()
 
 
+def test_only_what_is_decoded_at_once_is_held() -> None:
+    """Twice the reviews take more for their n-grams and embeddings alone; a GPU decodes them all at once."""
+    mapping = load(CONFIGS / "imdb-cpu.yaml").model_dump()
+    small, large = (
+        parse(Config, {**mapping, "training": {**mapping["training"], "batch_size": size}})
+        for size in (64, 128)
+    )
+    encoded = 64 * frame_length(small) * (256 + 2 * 3) * 2 * 4
+    assert expected_memory(large) - expected_memory(small) == encoded
+    assert expected_memory(large, device="cuda") > expected_memory(large) + 4 * encoded
+
+
 def test_memory_grows_with_what_is_held() -> None:
     small, large = config(), load(CONFIGS / "seed.yaml")
     assert expected_memory(small) < expected_memory(large)
