@@ -1,7 +1,8 @@
 """A checkpoint is a folder of safetensors and JSON, with a manifest that says what each file must hash to.
 
-    model.safetensors      weights, by parameter name
-    optimizer.safetensors  Adam's moments, as `<parameter index>.<name>`
+    model.safetensors      weights, by parameter name; with training.averaging, their average
+    optimizer.safetensors  Adam's moments, as `<parameter index>.<name>`; with training.averaging, the weights
+                           that the next step begins with, as `weights.<parameter name>`
     config.json            the textvae.config.Config that trained it
     vocabulary.json        text <-> token ids
     state.json             position, metrics, the optimizer's settings, sums of an epoch in progress
@@ -39,6 +40,7 @@ STATE = "state.json"
 MANIFEST = "manifest.json"
 FILES = (MODEL, OPTIMIZER, CONFIG, VOCABULARY, STATE)
 FORMAT = 1
+_WEIGHTS = "weights."
 
 
 class CheckpointError(RuntimeError):
@@ -66,6 +68,7 @@ class Checkpoint:
     metrics: dict[str, Any]
     digest: str
     sums: dict[str, Any] = field(default_factory=dict)  # of an epoch in progress; empty at an epoch's end
+    training_weights: dict[str, torch.Tensor] = field(default_factory=dict)  # if model_state is an average
 
 
 @dataclass(frozen=True)
@@ -121,14 +124,17 @@ def save(
     position: Position,
     metrics: Mapping[str, Any],
     sums: Mapping[str, Any] | None = None,
+    training_weights: Mapping[str, torch.Tensor] | None = None,
 ) -> str:
     """Write a checkpoint at `folder` and return its digest; the folder appears whole or not at all.
 
     It is written to a temporary sibling, synced to disk, then renamed. An older folder of that name is
     replaced. `sums` are what an epoch in progress has accumulated, so that a resumed epoch reports whole
-    metrics. Raises OSError if the disk refuses (full, read-only); nothing half-written stays behind.
+    metrics; `training_weights` are what training goes on from where the model holds an average. Raises
+    OSError if the disk refuses (full, read-only); nothing half-written stays behind.
     """
     tensors, settings = _flatten(optimizer.state_dict())
+    tensors |= {_WEIGHTS + name: value for name, value in (training_weights or {}).items()}
     state = {
         "position": asdict(position),
         "metrics": dict(metrics),
@@ -170,6 +176,8 @@ def load(folder: Path | str, *, digest: str | None = None, optimizer: bool = Tru
         vocabulary = Vocabulary.from_json((folder / VOCABULARY).read_text("utf-8"))
         state = json.loads((folder / STATE).read_text("utf-8"))
         tensors = load_file(folder / OPTIMIZER) if optimizer else {}
+        apart = [name for name in tensors if name.startswith(_WEIGHTS)]
+        training_weights = {name.removeprefix(_WEIGHTS): tensors.pop(name) for name in apart}
         return Checkpoint(
             config=config,
             vocabulary=vocabulary,
@@ -179,6 +187,7 @@ def load(folder: Path | str, *, digest: str | None = None, optimizer: bool = Tru
             metrics=state["metrics"],
             digest=manifest,
             sums=state["sums"],
+            training_weights=training_weights,
         )
     except (ConfigError, SafetensorError, ValueError, KeyError, TypeError) as error:
         # The hashes agree, so this is what was written: by another version, or not by us.

@@ -144,6 +144,11 @@ class Model(Section):
         2**19, ge=1, description="ngrams: vectors that the n-grams of two tokens and more share by a hash"
     )
     ngram_dropout: float = Field(0.5, ge=0, lt=1, description="ngrams: share left out at random in training")
+    pooling: Literal["last", "all"] = Field(
+        "last",
+        description="lstm: what of the encoder is passed on; last: both directions' last states; all: the "
+        "largest and the mean state of all tokens beside them",
+    )
     dense: int | None = Field(
         None, ge=1, description="units of a relu layer before the latent; none leaves it out"
     )
@@ -167,24 +172,57 @@ class Model(Section):
     noise_std: float = Field(
         1.0, gt=0, description="standard deviation of eps in z = mean + exp(log_var / 2) * eps"
     )
-    decoder: Literal["repeat", "autoregressive", "mingru"] = Field(
+    decoder: Literal["repeat", "autoregressive", "mingru", "transformer"] = Field(
         "autoregressive",
         description="repeat: z at every position (the original); autoregressive: LSTMs fed z and the "
-        "previous token; mingru: the same of minimal GRUs, faster",
+        "previous token; mingru: the same of minimal GRUs, faster; transformer: causal attention, z at "
+        "every layer",
     )
     decoder_hidden: int = Field(256, ge=1, description="units of each decoder layer")
     decoder_layers: int = Field(1, ge=1, description="stacked layers in the decoder")
+    decoder_heads: int = Field(
+        4, ge=1, description="transformer: heads of each layer, which share decoder_hidden evenly"
+    )
     sentiment_hidden: int | None = Field(
         None,
         ge=1,
         description="units of a linear layer between the latent and the sentiment; none leaves it out",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on embeddings and on the decoder's output")
+    dropout_mask: Literal["position", "review"] = Field(
+        "position",
+        description="what dropout is drawn for; review: the same units at all positions of a review",
+    )
+    embedding_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of all token ids whose embedding a step does without"
+    )
+    weight_drop: float = Field(
+        0.0, ge=0, lt=1, description="share of the LSTMs' recurrent weights that a step does without"
+    )
 
     @model_validator(mode="after")
     def _fixed_variance_is_what_the_means_leave(self) -> Model:
         if self.variance == "fixed" and (self.mean_scale is None or self.mean_scale >= 1):
             raise ValueError("model.variance fixed needs a model.mean_scale below 1")
+        return self
+
+    @model_validator(mode="after")
+    def _options_have_what_they_are_of(self) -> Model:
+        read_by_lstm = self.latent > 0 and self.encoder == "lstm"
+        if self.pooling == "all" and not read_by_lstm:
+            raise ValueError("model.pooling all needs model.encoder lstm and a latent")
+        if self.weight_drop and not read_by_lstm and self.decoder in ("mingru", "transformer"):
+            raise ValueError(
+                "model.weight_drop needs model.encoder lstm or model.decoder autoregressive: only LSTMs have "
+                "recurrent weights"
+            )
+        if self.dropout_mask == "review" and self.dropout == 0:
+            raise ValueError("model.dropout_mask review needs a model.dropout above 0")
+        if self.decoder == "transformer" and self.decoder_hidden % (2 * self.decoder_heads):
+            raise ValueError(
+                f"model.decoder_hidden ({self.decoder_hidden}) must be a multiple of twice "
+                f"model.decoder_heads ({self.decoder_heads}): a head's units come in pairs"
+            )
         return self
 
     @model_validator(mode="after")
@@ -246,6 +284,21 @@ class ElboObjective(Section):
     entropy_weight: float = Field(
         0.0, ge=0, description="weight of the entropy of the sentiment of a review without a label"
     )
+    adversarial_weight: float = Field(
+        0.0,
+        ge=0,
+        description="weight of what the worst small step of a review's inputs does to its sentiment (virtual "
+        "adversarial training), with a label or without",
+    )
+    adversarial_norm: float = Field(
+        1.0,
+        gt=0,
+        description="length of that step, in standard deviations of what it changes: the embeddings of all "
+        "of a review's tokens (lstm), its summed n-grams (ngrams)",
+    )
+    words_weight: float = Field(
+        0.0, ge=0, description="weight of the loss of a review's words, in no order, read off z alone"
+    )
 
 
 def _kind_alone(value: Any) -> Any:
@@ -272,6 +325,20 @@ class Training(Section):
     clip_norm: float | None = Field(
         None, gt=0, description="largest norm of the gradient; none leaves it as it is"
     )
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="factor of the step size a layer down from the latent, to the encoder's layers and the "
+        "embedding below them, after pretraining",
+    )
+    averaging: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of a moving average of the weights over the steps, which is validated, kept and "
+        "served; none: the weights themselves",
+    )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32",
         description="bf16: autocast to bfloat16, on devices with units for it; others use fp32 and say so",
@@ -293,13 +360,23 @@ class Config(Section):
     def _decoder_fits_objective(self) -> Config:
         seed, model = self.objective.kind == "seed", self.model
         if seed != (model.decoder == "repeat"):
-            wanted = "repeat" if seed else "autoregressive or mingru"
+            wanted = "repeat" if seed else "autoregressive, mingru or transformer"
             raise ValueError(f"model.decoder must be {wanted} with objective {self.objective.kind}")
         objective = self.objective
         if objective.kind == "elbo" and objective.pretraining_epochs >= self.training.epochs:
             raise ValueError("objective.pretraining_epochs must be below training.epochs")
         if objective.kind == "elbo" and objective.decorrelation_weight and not model.mean_scale:
             raise ValueError("objective.decorrelation_weight needs a model.mean_scale")
+        if objective.kind == "elbo" and model.latent == 0:
+            for name in ("adversarial_weight", "words_weight"):
+                if getattr(objective, name):
+                    raise ValueError(f"objective.{name} needs a latent (model.latent above 0)")
+        if self.training.layer_decay < 1 and model.latent == 0:
+            raise ValueError("training.layer_decay needs a latent: it is for the layers below it")
+        for name in ("pooling", "dropout_mask", "embedding_dropout", "weight_drop"):
+            usual = Model.model_fields[name].default
+            if seed and getattr(model, name) != usual:
+                raise ValueError(f"objective seed needs model.{name} {usual}")
         if seed and self.vocabulary.kind != "words":
             raise ValueError("vocabulary.kind must be words with objective seed")
         if seed and (model.encoder != "lstm" or model.latent == 0 or model.tied or model.mean_scale):

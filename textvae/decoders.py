@@ -14,19 +14,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from textvae.config import Model
+from textvae.dropout import dropout
 from textvae.recurrent import LSTM
 from textvae.scan import scan
+from textvae.transformer import TransformerDecoder
 
 State = Sequence[Tensor]
 
 
-def build(sizes: Model) -> LSTMDecoder | MinGRUDecoder:
+def build(sizes: Model) -> Decoder:
     """The autoregressive decoder that a config's model section names."""
+    widths = (sizes.embedding, sizes.latent, sizes.decoder_hidden, sizes.decoder_layers)
+    locked = sizes.dropout_mask == "review"
     if sizes.decoder == "mingru":
-        return MinGRUDecoder(
-            sizes.embedding, sizes.latent, sizes.decoder_hidden, sizes.decoder_layers, sizes.dropout
-        )
-    return LSTMDecoder(sizes.embedding, sizes.latent, sizes.decoder_hidden, sizes.decoder_layers)
+        return MinGRUDecoder(*widths, sizes.dropout, locked)
+    if sizes.decoder == "transformer":
+        return TransformerDecoder(*widths, sizes.decoder_heads, sizes.dropout, locked)
+    decoder = LSTMDecoder(*widths)
+    decoder.weight_drop = sizes.weight_drop
+    return decoder
 
 
 class LSTMDecoder(LSTM):
@@ -67,13 +73,15 @@ class MinGRUDecoder(nn.Module):
 
     reach = 3  # tokens that the input of a position looks at
 
-    def __init__(self, embedding: int, latent: int, hidden: int, layers: int, dropout: float):
+    def __init__(
+        self, embedding: int, latent: int, hidden: int, layers: int, share: float, locked: bool = False
+    ):
         super().__init__()
         self.latent = latent
         self.width = hidden
         self.embedding = embedding
         self.enter = nn.Linear(self.reach * embedding, hidden)
-        self.layers = nn.ModuleList(_MinGRU(latent, hidden, dropout) for _ in range(layers))
+        self.layers = nn.ModuleList(_MinGRU(latent, hidden, share, locked) for _ in range(layers))
         self.norm = nn.LayerNorm(hidden)
 
     def begin(self) -> None:
@@ -109,14 +117,14 @@ class MinGRUDecoder(nn.Module):
 
 
 class _MinGRU(nn.Module):
-    def __init__(self, latent: int, hidden: int, dropout: float):
+    def __init__(self, latent: int, hidden: int, share: float, locked: bool):
         super().__init__()
         self.norm = nn.LayerNorm(hidden)
         self.inner = nn.Linear(hidden, 3 * hidden)
         self.of_latent = nn.Linear(latent, 3 * hidden, bias=False) if latent else None
         self.initial = nn.Linear(latent, hidden) if latent else None
         self.outer = nn.Linear(hidden, hidden)
-        self.dropout = dropout
+        self.share, self.locked = share, locked
 
     def start(self, z: Tensor) -> Tensor:
         """(batch, hidden) of z (batch, latent)."""
@@ -133,4 +141,7 @@ class _MinGRU(nn.Module):
         gate = update.sigmoid()
         states = scan(1.0 - gate, gate * candidate, state)  # (batch, length, hidden)
         out = self.outer(states * F.silu(opened)).float()
-        return x + F.dropout(out, self.dropout, self.training), states[:, -1]
+        return x + dropout(out, self.share, self.training, locked=self.locked), states[:, -1]
+
+
+Decoder = LSTMDecoder | MinGRUDecoder | TransformerDecoder

@@ -1,17 +1,41 @@
 """Encoders: the tokens of a review -> one vector of features, which the posterior is read off.
 
 An encoder has a `width` and is called with tokens (batch, length), their embeddings (batch, length,
-embedding) and lengths (batch,), or None where padding counts; it returns features (batch, width).
+embedding) and lengths (batch,), or None where padding counts. `features` are (batch, width); `read` tells
+beside them what the sentiment of a training step is read off.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from textvae.config import Model
+from textvae.normal import Affine
 from textvae.recurrent import LSTM
+
+
+class Read(NamedTuple):
+    """What an encoder makes of a batch."""
+
+    features: Tensor  # (batch, width)
+    told: Tensor  # (batch, width), which the sentiment is read off; often the same
+    inputs: Tensor  # (batch, ..., units), where a review can be perturbed
+    onward: Callable[[Tensor], Tensor]  # from there to `told`, with the same draws
+
+
+class Posterior(NamedTuple):
+    """What the encoder says of a batch: (batch, latent) each, and how the means came about."""
+
+    mean: Tensor
+    log_var: Tensor
+    told: Tensor  # the mean that the sentiment is read off
+    norm: Affine | None = None
+    read: Read | None = None
 
 
 def build(sizes: Model, vocabulary_size: int) -> LSTMEncoder | NgramEncoder | None:
@@ -26,20 +50,48 @@ def build(sizes: Model, vocabulary_size: int) -> LSTMEncoder | NgramEncoder | No
             buckets=sizes.ngram_buckets,
             dropout=sizes.ngram_dropout,
         )
-    return LSTMEncoder(sizes.embedding, sizes.encoder_hidden, sizes.encoder_layers, bidirectional=True)
+    encoder = LSTMEncoder(sizes.embedding, sizes.encoder_hidden, sizes.encoder_layers, bidirectional=True)
+    encoder.pooled = sizes.pooling == "all"
+    encoder.weight_drop = sizes.weight_drop
+    return encoder
 
 
 class LSTMEncoder(LSTM):
-    """The last states of both directions of a bidirectional LSTM."""
+    """The last states of both directions of a bidirectional LSTM.
+
+    `pooled`: beside them, the largest and the mean of each unit over a review's tokens (Howard & Ruder,
+    "Universal Language Model Fine-tuning for Text Classification", ACL 2018: what decides a review may stand
+    anywhere in it).
+    """
+
+    pooled = False
 
     @property
     def width(self) -> int:
         """Features a review."""
-        return 2 * self.hidden_size
+        return (6 if self.pooled else 2) * self.hidden_size
 
     def features(self, tokens: Tensor, embedded: Tensor, lengths: Tensor | None) -> Tensor:
-        """(batch, 2 * hidden), of embedded (batch, length, embedding); see LSTM.final_states."""
-        return self.final_states(embedded, lengths)
+        """(batch, width), of embedded (batch, length, embedding)."""
+        return self._features(embedded, lengths, None)
+
+    def read(self, tokens: Tensor, embedded: Tensor, lengths: Tensor | None) -> Read:
+        """Perturbed at the embeddings."""
+        weights = self.drawn_weights() if lengths is not None else None
+        features = self._features(embedded, lengths, weights)
+        return Read(features, features, embedded, lambda inputs: self._features(inputs, lengths, weights))
+
+    def _features(self, embedded: Tensor, lengths: Tensor | None, weights: list[Tensor] | None) -> Tensor:
+        if not self.pooled:
+            return self.final_states(embedded, lengths, weights)
+        assert lengths is not None
+        ahead, behind = self.directions(embedded, lengths, weights)
+        states = torch.cat((ahead, behind), dim=-1)  # (batch, length, 2 * hidden)
+        padding = torch.arange(states.shape[1], device=states.device) >= lengths[:, None]
+        rows, last = torch.arange(len(states), device=states.device), lengths - 1
+        largest = states.masked_fill(padding[..., None], -torch.inf).amax(dim=1)
+        mean = states.masked_fill(padding[..., None], 0.0).sum(dim=1) / lengths[:, None]
+        return torch.cat((states[rows, last], largest, mean), dim=-1)
 
 
 class NgramEncoder(nn.Module):
@@ -68,6 +120,12 @@ class NgramEncoder(nn.Module):
         """(batch, width), of tokens (batch, length), padded behind; END is a token, too."""
         grams, real = self._grams(tokens, lengths)
         return self._bag(grams, real) / real.sum(dim=1).sqrt()[:, None]
+
+    def read(self, tokens: Tensor, embedded: Tensor, lengths: Tensor | None) -> Read:
+        """Perturbed at the features: steps of n-grams' vectors arrive there as their sum."""
+        features = self.features(tokens, embedded, lengths)
+        told = self.dropped(tokens, lengths) if self.training and self.dropout else features
+        return Read(features, told, told, lambda inputs: inputs)
 
     def dropped(self, tokens: Tensor, lengths: Tensor | None) -> Tensor:
         """An estimate of `features` from the n-grams that a draw leaves: (batch, width)."""

@@ -19,15 +19,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from textvae import decoders, encoders, keras, objective
+from textvae import adversarial, decoders, encoders, keras, objective, parts
 from textvae.config import Config
-from textvae.decoders import LSTMDecoder, MinGRUDecoder
-from textvae.encoders import NgramEncoder
+from textvae.decoders import Decoder, LSTMDecoder
+from textvae.dropout import dropout, without_tokens
+from textvae.encoders import Posterior
 from textvae.heap import LOGITS_AT_ONCE
-from textvae.normal import MeanNorm
+from textvae.normal import Affine, MeanNorm
 from textvae.objective import Losses
 from textvae.recurrent import LSTM
-from textvae.softmax import BLOCK_LOGITS, linear_cross_entropy
+from textvae.softmax import linear_cross_entropy
 from textvae.vocabulary import END, OOV, PAD, START
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class TextVAE(nn.Module):
         normed = self.encoder and sizes.mean_scale
         self.mean_norm = MeanNorm(sizes.latent, sizes.mean_scale) if normed and sizes.mean_scale else None
 
-        self.decoder: LSTM | LSTMDecoder | MinGRUDecoder
+        self.decoder: LSTM | Decoder
         if self.autoregressive:
             self.decoder = decoders.build(sizes)
         else:
@@ -74,6 +75,8 @@ class TextVAE(nn.Module):
         hidden = sizes.sentiment_hidden if self.encoder else None
         self.sentiment_dense = nn.Linear(sizes.latent, hidden) if hidden else None
         self.sentiment_output = nn.Linear(hidden or sizes.latent, 1) if self.encoder else None
+        bag = config.objective.kind == "elbo" and config.objective.words_weight > 0
+        self.words = nn.Linear(sizes.latent, sizes.decoder_hidden) if bag else None
 
         # Keras' initial weights; an LSTM sets its own.
         nn.init.uniform_(self.embedding.weight, -0.05, 0.05)
@@ -83,7 +86,7 @@ class TextVAE(nn.Module):
                     nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        if isinstance(self.decoder, MinGRUDecoder):
+        if isinstance(self.decoder, Decoder) and not isinstance(self.decoder, LSTMDecoder):
             self.decoder.begin()
 
     # Training
@@ -159,25 +162,32 @@ class TextVAE(nn.Module):
         tokens = batch.tokens  # (batch, length)
         # A language model has no head to hold a label against.
         labels = batch.labels if self.encoder else torch.full_like(batch.labels, -1)  # (batch,)
-        mean, log_var, told_mean = self._posterior(tokens, batch.lengths, over_ranks)
+        posterior = self._posterior(tokens, batch.lengths, over_ranks)
+        mean, log_var = posterior.mean, posterior.log_var
         z = self.sample_posterior(mean, log_var, generator)
         if pretraining and settings.pretraining == "language_model":
             z = z * 0.0  # of no influence, but every parameter has a gradient: DDP waits for it
-        hidden = self._hidden(z, self._previous(tokens, generator))  # (batch, length, hidden)
+        previous = self._previous(tokens, generator)  # (batch, length)
         real = tokens != PAD
         share = settings.scored_share if self.training else 1.0
         if share < 1.0:
             draw = torch.rand(tokens.shape, generator=generator, device=tokens.device)
             real = real & (draw < share)
-        total, _, hits = self._cross_entropy(hidden[real], tokens[real])
+        total, hits = self._reconstruction(z, previous, tokens, real)
         reconstruction = total / share  # of an even draw of the tokens: the mean is that of all of them
         kl_terms = objective.kl_terms(mean, log_var, self.config.model.noise_std)  # (batch, latent)
         charged = self._charged(kl_terms, mean, kl_weight, batch.total, over_ranks)
-        logits = self.sentiment_logits(told_mean)
+        logits = self.sentiment_logits(posterior.told)
         sentiment = objective.sentiment(logits, labels).sum()
         uncertainty = objective.entropy(logits, labels).sum()
-        told = settings.sentiment_weight * sentiment + settings.entropy_weight * uncertainty
         counts = bool(self.encoder) and not pretraining  # whether anything but the words does
+        told = settings.sentiment_weight * sentiment + settings.entropy_weight * uncertainty
+        if counts and self.training and settings.adversarial_weight:
+            doubts = self._adversarial(posterior, batch.lengths, over_ranks)
+            told = told + settings.adversarial_weight * doubts.sum()
+        if self.words is not None and self.training:
+            bag = objective.bag_of_words(self._logits(self.words(z).tanh()), tokens, tokens != PAD)
+            told = told + settings.words_weight * bag.sum()
         # Past its END a review is over: its padding counts as right if the END was foreseen.
         correct = torch.zeros_like(real).masked_scatter(real, hits)  # (batch, length)
         ended = correct.gather(1, batch.lengths[:, None] - 1)[:, 0]  # (batch,)
@@ -196,6 +206,36 @@ class TextVAE(nn.Module):
             means=mean.detach(),
             reviews=len(tokens),
         )
+
+    def _reconstruction(
+        self, z: Tensor, previous: Tensor, tokens: Tensor, real: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of the `real` tokens (), and whether each of them is the likeliest; part by part."""
+
+        def score(z: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+            hidden = self._hidden(z, previous[rows])[real[rows]]
+            total, _, hits = self._cross_entropy(hidden, tokens[rows][real[rows]])
+            return total, hits
+
+        # Tied or not, the embedding comes once.
+        used = [*self.decoder.parameters(), *self.output.parameters(), self.embedding.weight]
+        at_once = parts.tokens_at_once(tokens.device)
+        return parts.scored(score, z, tokens.shape[1], used, at_once)
+
+    def _adversarial(
+        self, seen: Posterior, lengths: Tensor, over_ranks: Callable[[Tensor], Tensor] | None
+    ) -> Tensor:
+        """What the worst small step of a review's inputs does to its sentiment, in nats: (batch,)."""
+        settings = self.config.objective
+        assert settings.kind == "elbo" and seen.read is not None
+        # A norm by the step's reviews would have each review's sentiment depend on all others' inputs.
+        norm = seen.norm and Affine(seen.norm.center.detach(), seen.norm.factor.detach())
+
+        def log_odds(features: Tensor) -> Tensor:
+            mean, _ = self._mean(features)
+            return self.sentiment_logits(norm(mean) if norm else mean)
+
+        return adversarial.loss(seen.read, log_odds, lengths, settings.adversarial_norm, over_ranks)
 
     def _charged(
         self,
@@ -274,16 +314,16 @@ class TextVAE(nn.Module):
         objective seed padding is processed like any token and `lengths` is not looked at. `over_ranks` sums a
         tensor over the ranks of a training step.
         """
-        mean, log_var, _ = self._posterior(tokens, lengths, over_ranks)
-        return mean, log_var
+        posterior = self._posterior(tokens, lengths, over_ranks)
+        return posterior.mean, posterior.log_var
 
     def _posterior(
         self,
         tokens: Tensor,
         lengths: Tensor | None = None,
         over_ranks: Callable[[Tensor], Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What `encode` says, and the mean that the sentiment is read off: (batch, latent) each.
+    ) -> Posterior:
+        """What `encode` says, and the mean that the sentiment is read off.
 
         In training that is the mean of what dropout leaves of a review's n-grams: without it a linear
         classifier of n-grams overfits, while a decoder that is told less than it could be only learns to
@@ -293,20 +333,20 @@ class TextVAE(nn.Module):
             lengths = (tokens != PAD).sum(dim=1)
         if self.encoder is None:
             nothing = torch.zeros(len(tokens), 0, device=tokens.device)
-            return nothing, nothing, nothing
-        embedded = self._dropout(self.embedding(tokens))  # (batch, length, embedding)
-        features = self.encoder.features(tokens, embedded, lengths if self.autoregressive else None)
-        mean, h = self._mean(features)
-        normed = self.mean_norm(mean, over_ranks) if self.mean_norm is not None else None
-        mean = normed(mean) if normed else mean
-        told = mean
-        if self.training and isinstance(self.encoder, NgramEncoder) and self.encoder.dropout:
-            told, _ = self._mean(self.encoder.dropped(tokens, lengths))
-            told = normed(told) if normed else told
+            return Posterior(nothing, nothing, nothing)
+        embedded = self._embed(tokens)  # (batch, length, embedding)
+        read = self.encoder.read(tokens, embedded, lengths if self.autoregressive else None)
+        mean, h = self._mean(read.features)
+        norm: Affine | None = self.mean_norm(mean, over_ranks) if self.mean_norm is not None else None
+        mean = told = norm(mean) if norm else mean
+        if read.told is not read.features:
+            told, _ = self._mean(read.told)
+            told = norm(told) if norm else told
         if self.log_var is not None:
-            return mean, self.log_var(h).float(), told
+            return Posterior(mean, self.log_var(h).float(), told, norm, read)
         assert self.mean_norm is not None
-        return mean, torch.full_like(mean, math.log1p(-(self.mean_norm.scale**2))), told
+        log_var = torch.full_like(mean, math.log1p(-(self.mean_norm.scale**2)))
+        return Posterior(mean, log_var, told, norm, read)
 
     def _mean(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Of features (batch, width): the mean (batch, latent) before its norm, and what it is read off."""
@@ -317,7 +357,7 @@ class TextVAE(nn.Module):
     def raw_means(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """The posterior means before their norm: (batch, latent)."""
         assert self.encoder is not None
-        embedded = self._dropout(self.embedding(tokens))
+        embedded = self._embed(tokens)
         return self._mean(self.encoder.features(tokens, embedded, lengths))[0]
 
     def sample_posterior(
@@ -362,14 +402,22 @@ class TextVAE(nn.Module):
 
     def _hidden(self, z: Tensor, previous: Tensor | None = None) -> Tensor:
         """The decoder's last layer: (batch, length, hidden)."""
-        if isinstance(self.decoder, LSTMDecoder | MinGRUDecoder):
+        if isinstance(self.decoder, Decoder):
             assert previous is not None
-            embedded = self._dropout(self.embedding(previous))  # (batch, length, embedding)
+            embedded = self._embed(previous)  # (batch, length, embedding)
             return self._dropout(self.decoder.advance(embedded, z, self.decoder.start(z))[0])
         return self._dropout(self.decoder(z[:, None].expand(-1, self.frame_length, -1))[0])
 
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """(batch, length, embedding) of tokens (batch, length), thinned out in training."""
+        embedded, without = self.embedding(tokens), self.config.model.embedding_dropout
+        if self.training and without:
+            embedded = without_tokens(embedded, tokens, without, self.vocabulary_size)
+        return self._dropout(embedded)
+
     def _dropout(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.config.model.dropout, self.training)
+        sizes = self.config.model
+        return dropout(x, sizes.dropout, self.training, locked=sizes.dropout_mask == "review")
 
     def sentiment_logits(self, z: Tensor) -> Tensor:
         """The log-odds (batch,) that the review of z (batch, latent) is positive; 0 without a head."""
@@ -417,14 +465,14 @@ class TextVAE(nn.Module):
             raise ValueError(f"max_length must be at least 1, got {limit}")
         if len(z) == 0:
             return torch.zeros(0, 0, dtype=torch.long, device=z.device)
-        if not isinstance(self.decoder, LSTMDecoder | MinGRUDecoder):
+        if not isinstance(self.decoder, Decoder):
             return self.decode(z).argmax(dim=-1)[:, :limit]
         previous = torch.full((len(z), 1), START, dtype=torch.long, device=z.device)
         over = torch.zeros(len(z), dtype=torch.bool, device=z.device)
         state = self.decoder.start(z)
         written = []
         for position in range(limit):
-            embedded = self._dropout(self.embedding(previous))  # (batch, 1, embedding)
+            embedded = self._embed(previous)  # (batch, 1, embedding)
             hidden, state = self.decoder.advance(embedded, z, state)
             logits = self._logits(self._dropout(hidden[:, 0])).float()  # (batch, vocabulary)
             logits[:, [PAD, START, OOV, END] if position == 0 else [PAD, START, OOV]] = -math.inf
@@ -494,35 +542,3 @@ def from_keras_weights(config: Config, arrays: Sequence[np.ndarray]) -> TextVAE:
     model = TextVAE(config)
     keras.copy_weights(model, arrays)
     return model.eval()
-
-
-def parameter_count(config: Config) -> int:
-    """The trainable numbers of the model of `config`; nothing is allocated."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in TextVAE(config).parameters())
-
-
-def expected_memory(config: Config, ranks: int = 1) -> int:
-    """An estimate, in bytes, of the largest memory that the tensors of one rank take in training.
-
-    Parameters, gradients and Adam's two moments, 4 bytes each, and once more the gradients when ranks share
-    them; plus the activations of a batch whose every review is as long as can be: embeddings, six numbers per
-    LSTM unit and position (four gates, cell, output), fifteen per minimal GRU's, two per n-gram, as much
-    again for their gradients, and two to four copies of the logits computed at once. The process itself,
-    torch loaded, takes some 0.3 GB beside this.
-    """
-    sizes = config.model
-    weights = parameter_count(config) * (5 if ranks > 1 else 4)
-    positions = math.ceil(config.training.batch_size / ranks) * frame_length(config)
-    encoder = sizes.embedding if sizes.latent else 0
-    if sizes.latent and sizes.encoder == "lstm":
-        encoder += 6 * 2 * sizes.encoder_hidden * sizes.encoder_layers
-    elif sizes.latent:
-        encoder += 2 * sizes.ngram_order
-    units = 15 if sizes.decoder == "mingru" else 6
-    fed = sizes.latent + (0 if sizes.decoder == "repeat" else sizes.embedding)
-    decoder = fed + (units * sizes.decoder_layers + 1) * sizes.decoder_hidden
-    seed = config.objective.kind == "seed"
-    at_once = LOGITS_AT_ONCE if seed else BLOCK_LOGITS
-    logits = min(positions * config.vocabulary.size, max(at_once, config.vocabulary.size))
-    return 4 * (weights + 2 * positions * (encoder + decoder) + (4 if seed else 2) * logits)

@@ -28,7 +28,7 @@ class Losses:
     A review without a label has no sentiment loss, but counts among the reviews.
     """
 
-    loss: Tensor  # reconstruction + weights * (kl over its free bits, sentiment, entropy)
+    loss: Tensor  # reconstruction + weights * (kl over its free bits, sentiment, entropy, in training more)
     reconstruction: Tensor  # nats
     kl: Tensor  # nats
     sentiment: Tensor  # nats, over the labelled reviews
@@ -140,6 +140,18 @@ def entropy(logits: Tensor, labels: Tensor) -> Tensor:
     p = logits.sigmoid()
     # H = -p log p - (1 - p) log(1 - p), and log p - log(1 - p) is the log-odds.
     return (F.softplus(logits) - p * logits) * (labels < 0)
+
+
+def bag_of_words(logits: Tensor, tokens: Tensor, real: Tensor) -> Tensor:
+    """-log p of each review's tokens, each drawn from one softmax whatever its place: (batch,).
+
+    logits (batch, vocabulary), tokens and real (batch, length). Zhao et al., "Learning Discourse-level
+    Diversity for Neural Dialog Models" (ACL 2017), eq. 6: what an autoregressive decoder could do without, z
+    is asked for here.
+    """
+    logits = logits.float()
+    chosen = logits.gather(1, tokens) - logits.logsumexp(dim=1, keepdim=True)  # (batch, length)
+    return -(chosen * real).sum(dim=1)
 
 
 def pretraining(config: Config, epoch: int) -> bool:

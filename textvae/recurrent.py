@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class LSTM(nn.LSTM):
@@ -14,7 +15,12 @@ class LSTM(nn.LSTM):
     PyTorch adds two biases, an arrangement of cuDNN's; their sum is all that counts. The second one is a
     buffer of zeros here: it is no parameter, it is not in the state dict, and the fused kernels of cuDNN and
     oneDNN, which want both, still apply.
+
+    `weight_drop` is the share of the recurrent weights that each call leaves out in training, the same ones
+    at all positions (Merity et al., "Regularizing and Optimizing LSTM Language Models", ICLR 2018).
     """
+
+    weight_drop = 0.0
 
     def __init__(
         self, input_size: int, hidden_size: int, num_layers: int = 1, *, bidirectional: bool = False
@@ -39,19 +45,57 @@ class LSTM(nn.LSTM):
                 nn.init.zeros_(weight)
                 nn.init.ones_(weight[self.hidden_size : 2 * self.hidden_size])
 
-    def final_states(self, inputs: Tensor, lengths: Tensor | None) -> Tensor:
+    def drawn_weights(self) -> list[Tensor]:
+        """The weights as torch.lstm takes them, without those that a draw leaves out of the recurrence."""
+        self._update_flat_weights()
+        weights = cast(list[Tensor], self._flat_weights)
+        if not (self.training and self.weight_drop):
+            return weights
+        names = self._flat_weights_names
+        return [
+            F.dropout(weight, self.weight_drop) if name.startswith("weight_hh") else weight
+            for name, weight in zip(names, weights, strict=True)
+        ]
+
+    def forward(self, inputs: Any, hx: Any = None) -> Any:
+        """What nn.LSTM gives, of a batch."""
+        if not (self.training and self.weight_drop):
+            return super().forward(inputs, hx)
+        if hx is None:
+            directions = 2 if self.bidirectional else 1
+            zeros = inputs.new_zeros(self.num_layers * directions, len(inputs), self.hidden_size)
+            hx = (zeros, zeros)
+        weights = self.drawn_weights()
+        found = torch.lstm(inputs, hx, weights, True, self.num_layers, 0.0, True, self.bidirectional, True)
+        return found[0], found[1:]
+
+    def final_states(
+        self, inputs: Tensor, lengths: Tensor | None, weights: list[Tensor] | None = None
+    ) -> Tensor:
         """Both directions' last states of the last layer, concatenated: (batch, 2 * hidden).
 
         `inputs` is (batch, length, input). Without `lengths` every position counts. With `lengths` (batch,),
-        positions from lengths[i] on are padding, and change nothing in either direction.
+        positions from lengths[i] on are padding, and change nothing in either direction. `weights` are those
+        of an earlier draw.
         """
         if lengths is None:
             last = self(inputs)[1][0][-2:]  # (2, batch, hidden)
             return torch.cat((last[0], last[1]), dim=-1)
+        ahead, behind = self.directions(inputs, lengths, weights)
+        rows, last = torch.arange(len(inputs), device=inputs.device), lengths - 1
+        return torch.cat((ahead[rows, last], behind[rows, last]), dim=-1)
+
+    def directions(
+        self, inputs: Tensor, lengths: Tensor, weights: list[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The last layer's states of the way ahead and of the way back, (batch, length, hidden) each.
+
+        The latter begin with the review's last real token: state i is that of position lengths - 1 - i.
+        What stands from lengths on is of padding.
+        """
         # Each sequence reversed within its length, so that padding comes last in both directions. PyTorch's
         # packed sequences do the same, but leave oneDNN for a loop three to eight times slower.
-        self._update_flat_weights()
-        weights = cast(list[Tensor], self._flat_weights)
+        weights = self.drawn_weights() if weights is None else weights
         batch, length, _ = inputs.shape
         rows = torch.arange(batch, device=inputs.device)[:, None]  # (batch, 1)
         steps = torch.arange(length, device=inputs.device)  # (length,)
@@ -69,5 +113,4 @@ class LSTM(nn.LSTM):
             if layer < self.num_layers - 1:
                 inputs = torch.cat((ahead, behind[rows, reverse]), dim=-1)
                 state = state.to(inputs.dtype)
-        last = lengths - 1
-        return torch.cat((ahead[rows[:, 0], last], behind[rows[:, 0], last]), dim=-1)
+        return ahead, behind

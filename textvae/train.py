@@ -13,6 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +22,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from textvae import checkpoint, heap, objective, vocabulary
+from textvae import checkpoint, heap, objective, optimizer, vocabulary
+from textvae.averaging import Average
 from textvae.batches import Batch, Batches, framing
 from textvae.checkpoint import Checkpoint, Position
 from textvae.config import Config
@@ -151,12 +153,7 @@ class _Loop:
 
         torch.manual_seed(key_of(config.seed, "weights"))
         self.model = TextVAE(config, self.vocabulary.size).to(ranks.device)
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(),
-            lr=config.training.learning_rate,
-            eps=config.training.adam_epsilon,
-            fused=True,  # one pass over the memory instead of ten
-        )
+        self.optimizer = optimizer.build(config, self.model)
         self.position = Position()
         self.sums: Mapping[str, Any] = {}
         self.seconds = 0.0  # of all epochs completed
@@ -165,6 +162,10 @@ class _Loop:
             self.optimizer.load_state_dict(saved.optimizer_state)
             self.position, self.sums = saved.position, saved.sums
             self.seconds = saved.metrics.get("seconds", 0.0)
+        averaging = config.training.averaging
+        self.average = Average(self.model, averaging) if averaging is not None else None
+        if saved and self.average:
+            self.average.restore(saved.training_weights)
         self.forward: nn.Module = distributed(self.model, ranks)
         if ranks.rank == 0:
             count = sum(p.numel() for p in self.model.parameters())
@@ -225,11 +226,24 @@ class _Loop:
                 heap.trim()
             if self._stopped():
                 sums = self._sums(meter, tokens, seconds + self.clock() - began)
-                self._save(f"step-{self.position.step:06d}", {"seconds": self.seconds}, sums, None)
+                with self._averaged():
+                    self._save(f"step-{self.position.step:06d}", {"seconds": self.seconds}, sums, None)
                 return None
         trained = seconds + self.clock() - began
         sums = self._sums(meter, tokens, trained)
         train = meter.result(self.ranks.sum)
+        with self._averaged():
+            report = self._judge(train, sums["tokens"] / max(trained, 1e-9), seconds - began)
+        self.hooks.epoch(report)
+        return report
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """While it lasts the model holds what is validated and kept."""
+        return self.average.shown() if self.average else nullcontext()
+
+    def _judge(self, train: dict[str, float], tokens_per_second: float, since: float) -> Report:
+        """Validate, and write the checkpoint of an epoch that is trained; it began `since` before 0."""
+        epoch = self.position.epoch
         calibrate(self.config, self.model, self.validation_batches, self.ranks)
         validation = validate(self.config, self.model, self.validation_batches, self.ranks)
         for kind, metrics in (("training", train), ("validation", validation)):
@@ -241,8 +255,8 @@ class _Loop:
         report = Report(
             epoch=epoch + 1,
             step=self.position.step,
-            seconds=seconds + self.clock() - began,
-            tokens_per_second=sums["tokens"] / max(trained, 1e-9),
+            seconds=since + self.clock(),
+            tokens_per_second=tokens_per_second,
             train=train,
             validation=validation,
         )
@@ -250,7 +264,6 @@ class _Loop:
         self.seconds += report.seconds
         strict = {"train": _plain(train), "validation": _plain(validation), "seconds": self.seconds}
         self._save(f"epoch-{report.epoch:0{width}d}", strict, {}, report)
-        self.hooks.epoch(report)
         return report
 
     def _step(self, batch: Batch, meter: Meter) -> Tensor:
@@ -271,9 +284,10 @@ class _Loop:
         (losses.loss * (self.ranks.world_size / batch.total)).backward()
         if self.config.training.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.training.clip_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = objective.learning_rate(self.config, passed)
+        optimizer.set_rate(self.optimizer, self.config, passed)
         self.optimizer.step()
+        if self.average:
+            self.average.update(number + 1)
         meter.update(losses)
         return losses.loss.detach() / max(len(batch), 1)
 
@@ -291,6 +305,8 @@ class _Loop:
                 with torch.no_grad():
                     parameter.copy_(value)
                 self.optimizer.state.pop(parameter, None)
+                if self.average:
+                    self.average.restart(parameter)
 
     def _stopped(self) -> bool:
         if self.position.step % self.poll_every:
@@ -326,6 +342,7 @@ class _Loop:
             position=self.position,
             metrics=metrics,
             sums=sums,
+            training_weights=self.average.apart() if self.average else None,
         )
         self.hooks.checkpoint(folder, digest, self.position, report)
 

@@ -20,17 +20,18 @@ def config() -> None:
 def check(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Print a config with its defaults, its parameter count and the memory it expects.
 
-    CONFIG is a YAML file or the name of a shipped one: quickstart, imdb, seed.
+    CONFIG is a YAML file or the name of a shipped one: quickstart, imdb-cpu, imdb, seed.
     """
     loaded = arguments.load(config, overrides)
     resolved: dict[str, Any] = loaded.model_dump(mode="json")
 
     # Only a config that is right is worth the second that importing torch takes.
-    from textvae.model import expected_memory, parameter_count
+    from textvae.memory import expected_memory, parameter_count
 
     training, ranks = loaded.training_config(), loaded.resources.ranks
     parameters = parameter_count(training)
-    memory = expected_memory(training, ranks=ranks)
+    device = "cuda" if loaded.resources.gpus_per_rank else "cpu"
+    memory = expected_memory(training, ranks=ranks, device=device)
     if as_json:
         output.emit_json(
             {

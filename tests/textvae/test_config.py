@@ -44,6 +44,32 @@ def test_an_unknown_key_names_the_nearest_known_one(mapping: dict, key: str, nea
         ({"data": {"source": "files"}}, "needs at least one path under data.train"),
         ({"data": {"source": "imdb", "train": ["x.csv"]}}, "go with source files, not imdb"),
         ({"data": {"source": "snippets", "folder": "x"}}, "data.folder goes with source imdb"),
+        ({"model": {"pooling": "all", "encoder": "ngrams"}}, "model.pooling all needs model.encoder lstm"),
+        ({"model": {"pooling": "all", "latent": "none"}}, "model.pooling all needs model.encoder lstm"),
+        (
+            {"model": {"weight_drop": 0.5, "encoder": "ngrams", "decoder": "mingru"}},
+            "model.weight_drop needs model.encoder lstm or model.decoder autoregressive",
+        ),
+        ({"model": {"dropout_mask": "review"}}, "model.dropout_mask review needs a model.dropout above 0"),
+        (
+            {"model": {"decoder": "transformer", "decoder_hidden": 100, "decoder_heads": 8}},
+            "model.decoder_hidden (100) must be a multiple of twice model.decoder_heads (8)",
+        ),
+        (
+            {"model": {"latent": "none"}, "objective": {"kind": "elbo", "adversarial_weight": 1}},
+            "objective.adversarial_weight needs a latent",
+        ),
+        (
+            {"model": {"latent": 0}, "objective": {"kind": "elbo", "words_weight": 1}},
+            "objective.words_weight needs a latent",
+        ),
+        ({"model": {"latent": 0}, "training": {"layer_decay": 0.4}}, "training.layer_decay needs a latent"),
+        ({"training": {"averaging": 1.0}}, "training.averaging: input should be less than 1 (got 1.0)"),
+        (
+            {"vocabulary": {"kind": "words"}, "model": {"decoder": "repeat", "embedding_dropout": 0.1}}
+            | {"objective": "seed"},
+            "objective seed needs model.embedding_dropout 0.0",
+        ),
     ],
 )
 def test_a_bad_value_says_which_and_why(mapping: dict, said: str):

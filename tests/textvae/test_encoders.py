@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from textvae.encoders import NgramEncoder
+from textvae.config import Model
+from textvae.encoders import NgramEncoder, build
 from textvae.vocabulary import END, PAD
 
 torch.set_num_threads(1)
@@ -77,3 +78,21 @@ def test_dropout_changes_features_by_chance_and_not_on_average() -> None:
     whole = features(of, tokens, lengths)
     error = draws.std(dim=0) / len(draws) ** 0.5
     assert bool(((draws.mean(dim=0) - whole).abs() < 5 * error).all())
+
+
+@torch.no_grad()
+def test_pooling_is_of_all_states_of_each_review_alone() -> None:
+    torch.manual_seed(0)
+    sizes = {"embedding": 3, "encoder_hidden": 4, "encoder_layers": 2, "latent": 2}
+    of = build(Model(**sizes, pooling="all"), 10)  # type: ignore[arg-type]
+    plain = build(Model(**sizes), 10)  # type: ignore[arg-type]
+    assert of is not None and plain is not None and of.width == 3 * plain.width == 24
+    plain.load_state_dict(of.state_dict())
+    tokens, lengths = rows()
+    embedded = torch.randn(3, 6, 3)
+    got = of.features(tokens, embedded, lengths)
+    torch.testing.assert_close(got[:, :8], plain.features(tokens, embedded, lengths))
+    for row, length, vector in zip(embedded, lengths.tolist(), got, strict=True):
+        states = torch.nn.LSTM.forward(of, row[None, :length])[0][0]  # (length, 8)
+        torch.testing.assert_close(vector[8:16], states.amax(dim=0))
+        torch.testing.assert_close(vector[16:], states.mean(dim=0))

@@ -312,3 +312,14 @@ def test_the_step_size_falls_to_nothing_at_the_end() -> None:
     rates = [objective.learning_rate(settings, epoch) for epoch in (0.0, 1.0, 3.5, 4.0)]
     assert rates == pytest.approx([0.8, 0.6, 0.1, 0.0])
     assert objective.learning_rate(config(), 9.0) == 0.001
+
+
+def test_a_bag_of_words_is_scored_word_by_word() -> None:
+    torch.manual_seed(0)
+    logits, tokens = torch.randn(3, 7), torch.randint(0, 7, (3, 4))
+    real = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]], dtype=torch.bool)
+    got = objective.bag_of_words(logits, tokens, real)
+    for row in range(3):
+        odds = logits[row].exp().tolist()
+        words = [token for token, counts in zip(tokens[row].tolist(), real[row], strict=True) if counts]
+        assert float(got[row]) == pytest.approx(-sum(math.log(odds[w] / sum(odds)) for w in words), abs=1e-5)

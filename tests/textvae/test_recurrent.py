@@ -103,3 +103,40 @@ def test_training_leaves_the_second_bias_at_zero() -> None:
     optimizer.step()
     assert lstm.bias_ih_l0.abs().sum() > 0
     assert lstm.bias_hh_l0.abs().sum() == 0
+
+
+def test_a_share_of_the_recurrent_weights_is_left_out_the_same_at_all_positions() -> None:
+    torch.manual_seed(0)
+    lstm, plain = LSTM(3, 5, 2), LSTM(3, 5, 2)
+    lstm.weight_drop = 0.4
+    inputs = torch.randn(2, 6, 3)
+    torch.manual_seed(1)
+    got, (h, c) = lstm(inputs)
+    torch.manual_seed(1)
+    drawn = lstm.drawn_weights()
+    own = dict(zip(lstm._flat_weights_names, drawn, strict=True))
+    for name, weight in own.items():
+        if name.startswith("weight_hh"):
+            kept = weight != 0
+            assert 0.4 < float(kept.float().mean()) < 0.8
+            torch.testing.assert_close(weight[kept], getattr(lstm, name)[kept] / 0.6)
+        else:
+            assert weight is getattr(lstm, name)
+    plain.load_state_dict({name: value for name, value in own.items() if not name.startswith("bias_hh")})
+    expected, (last, cell) = plain(inputs)
+    for a, b in ((got, expected), (h, last), (c, cell)):
+        torch.testing.assert_close(a, b)
+    plain.load_state_dict(lstm.state_dict())
+    torch.testing.assert_close(lstm.eval()(inputs)[0], plain(inputs)[0])
+
+
+def test_both_directions_leave_out_weights_and_an_earlier_draw_can_be_used_again() -> None:
+    torch.manual_seed(0)
+    lstm = LSTM(3, 5, bidirectional=True)
+    lstm.weight_drop = 0.5
+    inputs, lengths = torch.randn(2, 6, 3), torch.tensor([6, 3])
+    draw = lstm.drawn_weights()
+    again = [lstm.final_states(inputs, lengths, draw) for _ in range(2)]
+    assert torch.equal(*again)
+    others = [lstm.final_states(inputs, lengths) for _ in range(2)]
+    assert all((a != b).any() for a, b in zip(others[0].chunk(2, -1), others[1].chunk(2, -1), strict=True))

@@ -194,6 +194,46 @@ def test_the_modern_parts_resume_to_the_same_weights_too(folder, tmp_path):
     assert rate == pytest.approx(0.01 / (2 * STEPS))  # of the last step, before it would be nothing
 
 
+def regularized(folder: Path) -> Config:
+    """An average of the weights, and all that is drawn or perturbed for the sake of what is not seen."""
+    model = {"weight_drop": 0.3, "embedding_dropout": 0.1, "dropout_mask": "review", "pooling": "all"}
+    model |= {"decoder": "transformer", "decoder_layers": 2, "decoder_heads": 2, "mean_scale": 0.5}
+    objective = {"adversarial_weight": 2.0, "words_weight": 0.1, "entropy_weight": 0.5}
+    training = {"epochs": 3, "averaging": 0.9, "layer_decay": 0.5}
+    pretrained = {"pretraining_epochs": 1, "reset_decoder": True}
+    return elbo(folder, model=model, objective={**objective, **pretrained}, training=training)
+
+
+def test_regularization_and_an_average_of_the_weights_resume_to_the_same_too(folder, tmp_path):
+    config = regularized(folder)
+    whole = Hooks()
+    run(config, folder, tmp_path / "whole", whole)
+    for stop_after in (3, STEPS, STEPS + 1, 2 * STEPS + 5):
+        stopped, resumed = Hooks(stop_after=stop_after), Hooks()
+        run(config, folder, tmp_path / f"stopped-{stop_after}", stopped)
+        at, digest, *_ = stopped.checkpoints[-1]
+        run(config, folder, tmp_path / f"resumed-{stop_after}", resumed, resume=at, digest=digest)
+        assert same_checkpoint(whole.checkpoints[-1][0], resumed.checkpoints[-1][0])
+        assert resumed.epochs[-1].validation == whole.epochs[-1].validation
+    at, digest, *_ = whole.checkpoints[1]
+    resumed = Hooks()
+    run(config, folder, tmp_path / "resumed", resumed, resume=at, digest=digest)
+    assert same_checkpoint(whole.checkpoints[-1][0], resumed.checkpoints[-1][0])
+
+
+def test_an_average_is_what_is_kept_and_does_not_change_the_way_of_training(folder, tmp_path):
+    plain, averaged = Hooks(), Hooks()
+    run(elbo(folder, training={"epochs": 1}), folder, tmp_path / "plain", plain)
+    run(elbo(folder, training={"epochs": 1, "averaging": 0.9}), folder, tmp_path / "averaged", averaged)
+    assert averaged.epochs[0].train == plain.epochs[0].train
+    assert averaged.epochs[0].validation != plain.epochs[0].validation
+    without, kept = (checkpoint.load(each.checkpoints[-1][0]) for each in (plain, averaged))
+    assert not without.training_weights
+    assert kept.training_weights.keys() == without.model_state.keys()
+    assert all(torch.equal(kept.training_weights[name], w) for name, w in without.model_state.items())
+    assert not torch.equal(kept.model_state["embedding.weight"], without.model_state["embedding.weight"])
+
+
 def test_pretraining_and_a_new_decoder_resume_to_the_same_weights_too(folder, tmp_path):
     settings = {"pretraining": "autoencoder", "pretraining_epochs": 1, "reset_decoder": True}
     config = elbo(folder, objective=settings, training={"epochs": 2})
@@ -384,7 +424,7 @@ def test_several_ranks_take_the_exact_step_of_one_and_resume_bit_for_bit(folder,
     )
     still = {"dropout": 0.0, "noise_std": 1e-6, "ngram_dropout": 0.0}
     quiet = {**modern(folder).model_dump()["objective"], "scored_share": 1.0, "free_bits": 30.0}
-    quiet |= {"word_dropout": 0.0, "kl_warmup_epochs": 0}
+    quiet |= {"word_dropout": 0.0, "kl_warmup_epochs": 0, "adversarial_weight": 20.0, "words_weight": 0.2}
     once = {"schedule": "constant", **step.model_dump()["training"]}
     modern_step = elbo(
         folder,
