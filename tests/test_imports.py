@@ -117,10 +117,24 @@ def test_the_command_line_starts_without_heavy_imports(tmp_path: Path) -> None:
     assert not names & {"rich", "sqlalchemy", "redis", "pydantic", "yaml", "httpx", "jobs.cli.demo"}
 
 
-def test_list_reads_the_store_without_heavy_imports(tmp_path: Path) -> None:
-    names = loaded_by("from jobs.cli import main\nmain(['list'], standalone_mode=False)", tmp_path)
-    assert "jobs.store" in names
+@pytest.mark.parametrize("words", [["list"], ["list", "--state", "queued", "--owner", "ada", "--json"]])
+def test_list_imports_nothing_that_takes_longer_than_reading_the_jobs(
+    tmp_path: Path, words: list[str]
+) -> None:
+    loaded_by(f"from jobs.store import Store\nStore('sqlite:///{tmp_path}/textvae.db').close()", tmp_path)
+    names = loaded_by(f"from jobs.cli import main\nmain({words}, standalone_mode=False)", tmp_path)
+    assert "jobs.store.glance" in names
     assert heavy(names) == []
+    slow = {"sqlalchemy", "alembic", "redis", "pydantic", "yaml", "rich", "httpx", "asyncio", "filelock"}
+    assert not names & slow
+    assert not names & {"jobs.store.tables", "jobs.config", "jobs.queue", "jobs.service", "textvae.config"}
+
+
+def test_list_of_a_home_without_a_database_makes_one(tmp_path: Path) -> None:
+    names = loaded_by("from jobs.cli import main\nmain(['list'], standalone_mode=False)", tmp_path)
+    assert "jobs.store.verbs" in names
+    assert heavy(names) == []
+    assert (tmp_path / "textvae.db").exists()
 
 
 def test_a_config_is_checked_for_errors_before_torch_is_loaded(tmp_path: Path) -> None:

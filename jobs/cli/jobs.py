@@ -26,10 +26,7 @@ _STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 @output.json_option
 def list_jobs(states: tuple[str, ...], owner: str | None, limit: int, as_json: bool) -> None:
     """List the jobs, newest first."""
-    store = service.store()
-    from jobs.store import JobState
-
-    found = store.jobs([JobState(state) for state in states] or None, owner=owner, limit=limit)
+    found = service.newest_jobs(states, owner, limit)
     if as_json:
         output.emit_json(found)
         return

@@ -6,7 +6,7 @@ import functools
 import gc
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jobs.scheduling import Reason
     from jobs.service import Service
     from jobs.settings import Settings
-    from jobs.store import Store
+    from jobs.store import Job, Store
 
 _RETRY = 3.0  # seconds until a Redis that did not answer is asked again
 _PAUSE = 0.5
@@ -66,6 +66,15 @@ def store() -> Store:
     gc.enable()
     settings().create_home()
     return Store(settings().database_url)
+
+
+def newest_jobs(states: Sequence[str], owner: str | None, limit: int) -> list[Job]:
+    """The newest jobs, in these states if any are named: at a glance where that will do."""
+    from jobs.store import JobState, glance
+
+    wanted = [JobState(state) for state in states] or None
+    found = glance.newest(settings().database_url, wanted, owner=owner, limit=limit)
+    return store().jobs(wanted, owner=owner, limit=limit) if found is None else found
 
 
 @functools.cache

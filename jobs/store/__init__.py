@@ -1,10 +1,14 @@
-"""The SQL database, the truth about every job: values, tables and verbs. The only SQL of the project."""
+"""The SQL database, the truth about every job: values, tables and verbs. The only SQL of the project.
+
+The verbs come with SQLAlchemy, whose import takes longer than all else that `textvae-jobs list` does. So what
+needs it is imported when it is asked for first.
+"""
 
 from __future__ import annotations
 
-from jobs.store.logs import LogVerbs
-from jobs.store.models import ModelVerbs, beats
-from jobs.store.records import NewCheckpoint, NewReport, best_of
+import importlib
+from typing import TYPE_CHECKING
+
 from jobs.store.states import ACTIVE, AttemptState, Cause, CauseKind, EventKind, JobState
 from jobs.store.values import (
     RETRY_ON,
@@ -71,6 +75,20 @@ __all__ = [
     "best_of",
 ]
 
+if TYPE_CHECKING:
+    from jobs.store.models import beats
+    from jobs.store.records import NewCheckpoint, NewReport, best_of
+    from jobs.store.verbs import Store
+else:
+    _LATER = {
+        "NewCheckpoint": "records",
+        "NewReport": "records",
+        "Store": "verbs",
+        "beats": "models",
+        "best_of": "records",
+    }
 
-class Store(ModelVerbs, LogVerbs):
-    """The database behind its verbs; every verb is one transaction. See `Database` for how it opens."""
+    def __getattr__(name: str) -> object:
+        if name not in _LATER:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)

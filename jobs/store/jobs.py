@@ -46,11 +46,7 @@ FINAL = tuple(state for state in JobState if state.final)
 
 def job_of(row: Any) -> Job:
     """The value of a row of `_JOB`."""
-    values = dict(row._mapping)
-    values["state"] = JobState(values["state"])
-    policy = values["retry"]
-    values["retry"] = Retry(**{**policy, "on": tuple(policy["on"])} if "on" in policy else policy)
-    return Job(**values)
+    return Job.of(row._mapping)
 
 
 def get_job(connection: Connection, job: str, *, lock: bool = False) -> Job:

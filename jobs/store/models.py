@@ -113,7 +113,7 @@ class ModelVerbs(RecordVerbs):
             value = _version(connection, model, version)
             current = _current(connection, model)
             if current is None or current.version != version:
-                self._promote(connection, model, version, by=by, reason=reason)
+                self._promote(connection, model, version, by=by, reason=reason, job=value.job)
             return value
 
     def roll_back(self, model: str, *, by: str, reason: str = "") -> Version:
@@ -138,8 +138,11 @@ class ModelVerbs(RecordVerbs):
                     served.append(row.version)
             if len(served) < 2:
                 raise Conflict(f"model {model} has no version that was served before version {served[-1]}")
-            self._promote(connection, model, served[-2], by=by, reason=reason, rollback=True)
-            return _version(connection, model, served[-2])
+            value = _version(connection, model, served[-2])
+            self._promote(
+                connection, model, value.version, by=by, reason=reason, rollback=True, job=value.job
+            )
+            return value
 
     def models(self) -> list[Model]:
         """Every model name that has a version, by name."""
@@ -200,10 +203,11 @@ class ModelVerbs(RecordVerbs):
         *,
         by: str,
         reason: str,
+        job: str,
         rollback: bool = False,
-        job: str | None = None,
         attempt: int | None = None,
     ) -> None:
+        """Record that a version is the served one now, and in the history of the job that it comes of."""
         connection.execute(update(ModelRow).where(ModelRow.name == model).values(current=version))
         connection.execute(
             insert(PromotionRow).values(

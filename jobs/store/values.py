@@ -95,6 +95,13 @@ class Job:
     errors_used: int  # attempts that count against retry.max_attempts, since it was submitted or retried
     infrastructure_used: int  # failures of infrastructure in a row, without a new checkpoint between them
 
+    @classmethod
+    def of(cls, columns: Mapping[str, Any]) -> Job:
+        """The job of a row."""
+        policy = columns["retry"]
+        retry = Retry(**{**policy, "on": tuple(policy["on"])} if "on" in policy else policy)
+        return cls(**{**columns, "state": JobState(columns["state"]), "retry": retry})
+
 
 @dataclass(frozen=True)
 class Attempt:

@@ -44,14 +44,14 @@ def trained(store: Store, service: Service, config: JobConfig) -> Job:
     store.open_attempt(job.id, 1, "dispatcher")
     store.join_attempt(job.id, 1, host="somewhere", resumed_from=None)
     store.start_attempt(job.id, 1)
-    first = _epoch(store, job, 1, 1, 0.6)
+    first = epoch(store, job, 1, 1, 0.6)
     service.finish(
         job.id, 1, AttemptState.LOST, by="dispatcher", cause=Cause.DIED, error="the node went away"
     )
     store.open_attempt(job.id, 2, "dispatcher")
     store.join_attempt(job.id, 2, host="elsewhere", resumed_from=first.id)
     store.start_attempt(job.id, 2)
-    best = _epoch(store, job, 2, 2, 0.9)
+    best = epoch(store, job, 2, 2, 0.9)
     number = store.reserve_version(job.id, 2, "reviews")
     store.record_version(
         job.id,
@@ -64,19 +64,20 @@ def trained(store: Store, service: Service, config: JobConfig) -> Job:
         mode="max",
         reason="the first one",
     )
-    _epoch(store, job, 2, 3, 0.8)
+    epoch(store, job, 2, 3, 0.8)
     return service.finish(job.id, 2, AttemptState.SUCCEEDED, by="attempt")
 
 
-def _epoch(store: Store, job: Job, attempt: int, epoch: int, accuracy: float) -> Checkpoint:
-    metrics = {"loss": 10.0 / epoch, "sentiment_accuracy": accuracy, "token_accuracy": 0.25, "kl": 3.5}
-    report = NewReport(epoch, 10 * epoch, 1.5, 2000.0, {"loss": 11.0 / epoch}, metrics)
+def epoch(store: Store, job: Job, attempt: int, number: int, accuracy: float) -> Checkpoint:
+    """Record what an attempt has after an epoch."""
+    metrics = {"loss": 10.0 / number, "sentiment_accuracy": accuracy, "token_accuracy": 0.25, "kl": 3.5}
+    report = NewReport(number, 10 * number, 1.5, 2000.0, {"loss": 11.0 / number}, metrics)
     checkpoint = NewCheckpoint(
-        name=f"epoch-{epoch:02}",
-        location=f"jobs/{job.id}/attempt-{attempt}/epoch-{epoch:02}",
-        digest=f"{epoch:064x}",
-        epoch=epoch,
-        step=10 * epoch,
+        name=f"epoch-{number:02}",
+        location=f"jobs/{job.id}/attempt-{attempt}/epoch-{number:02}",
+        digest=f"{number:064x}",
+        epoch=number,
+        step=10 * number,
         batch=0,
         value=accuracy,
         metrics=metrics,

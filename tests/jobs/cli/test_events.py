@@ -8,8 +8,9 @@ from collections.abc import Callable
 from click.testing import Result
 
 from jobs.service import Service
-from jobs.store import AttemptState, Job, Store
+from jobs.store import AttemptState, Cause, Job, Store
 
+from .conftest import epoch
 from .test_follow import meanwhile
 
 Run = Callable[..., Result]
@@ -50,6 +51,69 @@ def test_events_of_everything_are_the_newest(run: Run, add_job: Callable[..., Jo
     assert len(told) == 50
     assert (told[-1]["kind"], told[-1]["job"]) == ("drain-begun", None)
     assert run("events", "nothing").exit_code == 3
+
+
+def test_every_turn_of_a_job_is_told_with_who_made_it(
+    run: Run, trained: Job, store: Store, service: Service, add_job: Callable[..., Job]
+) -> None:
+    # A better one comes of another job; then bob wants the first one back, and thinks better of it.
+    add_job("job-b")
+    store.open_attempt("job-b", 1, "dispatcher")
+    better = epoch(store, store.job("job-b"), 1, 4, 0.95)
+    assert store.record_version(
+        "job-b",
+        1,
+        model="reviews",
+        version=store.reserve_version("job-b", 1, "reviews"),
+        checkpoint=better.id,
+        location="models/reviews/2",
+        metric="sentiment_accuracy",
+        mode="max",
+        reason="better",
+    )
+    service.promote("reviews", 1, by="bob")
+    service.rollback("reviews", by="bob")
+    store.request_yield("job-b", "dispatcher", "job urgent is of a higher class")
+    service.finish("job-b", 1, AttemptState.PREEMPTED, by="attempt", cause=Cause.PREEMPTED)
+    store.open_attempt("job-b", 2, "dispatcher")
+    service.cancel("job-b", by="eve")
+    service.finish("job-b", 2, AttemptState.CANCELLED, by="attempt", cause=Cause.CANCELLED)
+    service.retry("job-b", by="ada")
+
+    told = [(e["kind"], e["actor"], e["attempt"]) for e in json.loads(run("events", "abc", "--json").stdout)]
+    assert told == [
+        ("submitted", "ada", None),
+        ("claimed", "dispatcher", 1),
+        ("started", "attempt", 1),
+        ("checkpointed", "attempt", 1),
+        ("finished", "dispatcher", 1),
+        ("requeued", "dispatcher", 1),
+        ("claimed", "dispatcher", 2),
+        ("started", "attempt", 2),
+        ("checkpointed", "attempt", 2),
+        ("version", "attempt", 2),
+        ("promoted", "attempt", 2),
+        ("checkpointed", "attempt", 2),
+        ("finished", "attempt", 2),
+        ("succeeded", "attempt", 2),
+        ("promoted", "bob", None),
+    ]
+    lines = run("events", "job-b").stdout.splitlines()[1:]
+    assert [tuple(line.split()[4:7]) for line in lines[1:]] == [
+        ("1", "claimed", "dispatcher"),
+        ("1", "checkpointed", "attempt"),
+        ("1", "version", "attempt"),
+        ("1", "promoted", "attempt"),
+        ("-", "rolled-back", "bob"),
+        ("1", "yield-requested", "dispatcher"),
+        ("1", "finished", "attempt"),
+        ("1", "preempted", "attempt"),
+        ("2", "claimed", "dispatcher"),
+        ("-", "cancel-requested", "eve"),
+        ("2", "finished", "attempt"),
+        ("2", "cancelled", "attempt"),
+        ("-", "retried", "ada"),
+    ]
 
 
 def test_events_are_followed_to_the_end_of_the_job(
