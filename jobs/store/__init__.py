@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from jobs.store.logs import LogVerbs
-from jobs.store.models import ModelVerbs, beats
+from jobs.store.models import beats
 from jobs.store.records import NewCheckpoint, NewReport, best_of
 from jobs.store.states import ACTIVE, AttemptState, Cause, CauseKind, EventKind, JobState
+from jobs.store.sweeps import SweepVerbs, best_trial
 from jobs.store.values import (
     RETRY_ON,
     Ambiguous,
@@ -18,6 +19,7 @@ from jobs.store.values import (
     Event,
     Job,
     Model,
+    NewTrial,
     NotFound,
     Promotion,
     Queued,
@@ -29,6 +31,8 @@ from jobs.store.values import (
     StoreError,
     StoreUnavailable,
     Taken,
+    Tally,
+    Trial,
     Usage,
     Version,
 )
@@ -53,6 +57,7 @@ __all__ = [
     "Model",
     "NewCheckpoint",
     "NewReport",
+    "NewTrial",
     "NotFound",
     "Promotion",
     "Queued",
@@ -65,12 +70,15 @@ __all__ = [
     "StoreError",
     "StoreUnavailable",
     "Taken",
+    "Tally",
+    "Trial",
     "Usage",
     "Version",
     "beats",
     "best_of",
+    "best_trial",
 ]
 
 
-class Store(ModelVerbs, LogVerbs):
+class Store(SweepVerbs, LogVerbs):
     """The database behind its verbs; every verb is one transaction. See `Database` for how it opens."""
