@@ -220,6 +220,8 @@ class SweepVerbs(ModelVerbs):
             .where(JobRow.parent.in_(list(sweeps)))
             .group_by(JobRow.parent, JobRow.state)
         )
+        if not sweeps:
+            return {}
         states: dict[str, dict[JobState, int]] = {sweep: {} for sweep in sweeps}
         with self.reading() as connection:
             for row in connection.execute(query):
