@@ -12,11 +12,14 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 import textvae
 from jobs.durations import LENGTH, seconds
-from textvae.config import Config, Metric, Section, apply_override, parse, read_yaml
+from jobs.sweeps.config import Parameter, Sweep
+from jobs.sweeps.space import axes
+from textvae.config import Config, ConfigError, Metric, Section, apply_override, parse, read_yaml
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 
 _MOST_ATTEMPTS = 100
+_PARAMETERS = "sweep.parameters."
 
 
 def _time_limit_schema(schema: dict[str, Any]) -> None:
@@ -110,6 +113,7 @@ class JobConfig(Config):
         "of time such as 90m, 2h30m or 3d; none sets no limit",
         json_schema_extra=_time_limit_schema,
     )
+    sweep: Sweep | None = Field(None, description="makes it a sweep")
 
     @model_validator(mode="before")
     @classmethod
@@ -149,6 +153,15 @@ class JobConfig(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _the_sweep_is_over_known_keys(self) -> JobConfig:
+        if self.sweep is not None:
+            try:
+                axes(JobConfig, self.sweep, self.seed)
+            except ConfigError as error:
+                raise ValueError("; ".join(error.problems)) from error
+        return self
+
     def training_config(self) -> Config:
         """The part that decides the weights, without the service's sections."""
         return Config.model_validate(
@@ -170,8 +183,32 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> JobConfig:
     mapping = read_yaml(path)
     mapping.setdefault("name", re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-._") or "model")
     for override in overrides:
-        apply_override(mapping, override)
+        if override.startswith(_PARAMETERS):
+            _override_parameter(mapping, override)
+        else:
+            apply_override(mapping, override)
     return parse(JobConfig, mapping, str(path))
+
+
+def _override_parameter(mapping: dict[str, Any], override: str) -> None:
+    """Set a parameter of a sweep, whose name has dots, or one key of it: `training.learning_rate.max=0.1`."""
+    name, equals, text = override.removeprefix(_PARAMETERS).partition("=")
+    key, _, last = name.rpartition(".")
+    if not key or last not in Parameter.model_fields:
+        key, last = name, ""
+    given: dict[str, Any] = {}
+    apply_override(given, f"value{equals}{text}")
+    parameters = mapping
+    for section in ("sweep", "parameters"):
+        parameters = parameters.setdefault(section, {})
+        if not isinstance(parameters, dict):
+            raise ConfigError([f"--set {override!r}: {section} is a value, not a section"], "--set")
+    if not last:
+        parameters[key] = given["value"]
+    elif isinstance(parameters.setdefault(key, {}), dict):
+        parameters[key][last] = given["value"]
+    else:
+        raise ConfigError([f"--set {override!r}: {key} is a value, not a section"], "--set")
 
 
 def from_mapping(mapping: Mapping[str, Any]) -> JobConfig:

@@ -40,6 +40,9 @@ _SILENT = (
     EventKind.FINISHED,  # what becomes of the job is told by another one
     EventKind.YIELD_REQUESTED,
     EventKind.CANCEL_REQUESTED,
+    EventKind.STOP_REQUESTED,
+    EventKind.CHILD,  # it is told of by its own submission
+    EventKind.ENOUGH,
     EventKind.UNFIT,
     EventKind.VERSION,
     EventKind.PROMOTED,

@@ -19,8 +19,10 @@ from jobs.store import (
     Attempt,
     AttemptState,
     Cause,
+    Conflict,
     Drain,
     Job,
+    NewTrial,
     Queued,
     Retry,
     StaleAttempt,
@@ -28,10 +30,12 @@ from jobs.store import (
     Taken,
     Version,
 )
+from jobs.sweeps.search import checked
 
 # Without 0/o, 1/l/i and u/v: an id is read aloud and typed.
 ALPHABET = "23456789abcdefghjkmnpqrstwxyz"
 _GIVEN_ID = re.compile(r"[a-z0-9][a-z0-9-]{2,39}")
+_SWEEP_ID = 35  # characters of a sweep's id: its children's have up to five more, and 40 at most
 LAUNCH_GRACE = 20.0  # seconds that a launched attempt's process may take to come up before it counts as lost
 
 
@@ -78,11 +82,14 @@ class Service:
     ) -> Submission:
         """Record a job and queue it. Submitting an `id` again returns the job that is there.
 
+        A config with a sweep is recorded as one, whose children a dispatcher makes.
+
         It waits for the success of the jobs `after`, for the end, whatever it is, of those `after_any`, for
         the moment `not_before`, and for its release if it is `held`.
 
         Raises InvalidRequest, NotFound, Ambiguous, Conflict (the id exists with another config or other
-        dependencies, or a job that must succeed first has failed), StoreUnavailable. It works without Redis.
+        dependencies, or a job that must succeed first has failed), ConfigError (a child of the sweep cannot
+        be), StoreUnavailable. It works without Redis.
         """
         if priority not in PRIORITIES:
             raise InvalidRequest(
@@ -90,19 +97,28 @@ class Service:
             )
         if id is not None and not _GIVEN_ID.fullmatch(id):
             raise InvalidRequest(f"id {id!r} must be 3 to 40 of a-z, 0-9 and '-', the first no '-'")
+        if config.sweep is not None and id is not None and len(id) > _SWEEP_ID:
+            raise InvalidRequest(
+                f"id {id!r} must be {_SWEEP_ID} characters at most: it is a sweep's, and its children are "
+                f"called {id}.1 and so on"
+            )
+        trials = None if config.sweep is None else checked(config).size
         first = [self.store.job(other).id for other in after]
         first_any = [self.store.job(other).id for other in after_any]
         while True:
             try:
                 job, created = self.store.add_job(
                     id or self._make_id(),
-                    config=config.model_dump(mode="json"),
+                    # A sweep's as it was given: see `Space`.
+                    config=config.model_dump(mode="json", exclude_unset=trials is not None),
                     name=config.name,
                     owner=owner or default_owner(),
                     priority=priority,
-                    ranks=config.resources.ranks,
-                    cpus=config.resources.cpus,
-                    gpus=config.resources.gpus,
+                    # A sweep itself takes nothing from the cluster.
+                    ranks=0 if trials else config.resources.ranks,
+                    cpus=0 if trials else config.resources.cpus,
+                    gpus=0 if trials else config.resources.gpus,
+                    trials=trials,
                     retry=Retry(**config.retry.model_dump()),
                     time_limit=config.time_limit,
                     not_before=not_before,
@@ -129,7 +145,32 @@ class Service:
         `job` may be abbreviated. Raises NotFound, Ambiguous.
         """
         value = self.store.request_cancel(self.store.job(job).id, by or default_owner())
-        self._tell(lambda: self._announce_cancel(value))
+        children = [] if value.trials is None else self.store.jobs(parent=value.id)
+        for each in (value, *children):
+            if each.cancel_requested is not None:
+                self._tell(lambda each=each: self._announce_cancel(each))  # type: ignore[misc]
+        return value
+
+    def stop_early(self, child: str, reason: str, *, by: str) -> Job | None:
+        """Stop a child that is behind the others of its sweep; none if it is stopping or has ended."""
+        value = self.store.stop_early(child, reason, by)
+        if value is not None:
+            self._tell(lambda: self._announce_cancel(value))
+        return value
+
+    def add_trials(self, sweep: str, children: Sequence[NewTrial], *, by: str) -> list[Job]:
+        """Make children of a sweep and queue them; none if it may have none now, or has others by now."""
+        made = self.store.add_trials(sweep, children, by)
+        if made:
+            self._tell(lambda: self.queue.push([entry_of(job) for job in made]))
+            self._tell(lambda: self.queue.ring(sweep))
+        return made
+
+    def end_sweep(self, sweep: str, *, by: str) -> Job | None:
+        """End a sweep if all of its children have ended; none if it is not so far, or has ended."""
+        value = self.store.end_sweep(sweep, by)
+        if value is not None:
+            self._tell(lambda: self._announce_cancel(value))
         return value
 
     def retry(self, job: str, *, by: str | None = None) -> Submission:
@@ -141,18 +182,24 @@ class Service:
         """
         value = self.store.retry(self.store.job(job).id, by or default_owner())
         problem = self._push(value)
+        if value.trials is not None:
+            self._tell(self.reconcile_queue)  # its children wait again
+            self._tell(self.queue.ring)
         return Submission(value, created=False, queued=problem is None, problem=problem)
 
     def hold(self, job: str, *, by: str | None = None) -> Job:
         """Keep a job from starting until it is released. Raises NotFound, Ambiguous, Conflict."""
         value = self.store.hold(self.store.job(job).id, by or default_owner())
-        self._tell(lambda: self.queue.remove([value.id]))
+        self._tell(self._removing(value))
         return value
 
     def release(self, job: str, *, by: str | None = None) -> Job:
         """Let a held job start. Raises NotFound, Ambiguous, Conflict."""
         value = self.store.release(self.store.job(job).id, by or default_owner())
         self._push(value)
+        if value.trials is not None:
+            self._tell(self.reconcile_queue)
+            self._tell(self.queue.ring)
         return value
 
     def requeue(self, job: str, *, by: str | None = None) -> Job:
@@ -171,6 +218,8 @@ class Service:
             value = self.store.hurry(value.id, who)
             self._push(value)
             return value
+        if value.trials is not None:
+            raise Conflict(f"job {value.id} is a sweep: requeue its children, such as {value.id}.1")
         self.store.request_yield(value.id, who, "requeued by hand")
         self._tell(lambda: self.queue.ring(value.id))
         return self.store.job(value.id, exact=True)
@@ -306,8 +355,19 @@ class Service:
     def _make_id(self) -> str:
         return "".join(self._random.choice(ALPHABET) for _ in range(8))
 
+    def _removing(self, job: Job) -> Callable[[], object]:
+        """Takes a job, and the children that it may have, out of the queue."""
+        children = [] if job.trials is None else self.store.jobs(parent=job.id)
+        return lambda: self.queue.remove([each.id for each in (job, *children)])
+
     def _push(self, job: Job) -> str | None:
         """Queue a job that may start; why it could not be, if it could not."""
+        if job.trials is not None:
+            try:
+                self.queue.ring()  # it is never queued itself: a dispatcher makes its children
+            except QueueUnavailable as error:
+                return str(error)
+            return None
         waiting = self.store.waiting(job.id) if job.state == "queued" else None
         if waiting is None or not waiting.eligible:
             return None

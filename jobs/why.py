@@ -56,6 +56,8 @@ def why(
         return Why("drain", f"the end of a drain that {drain.by} began: nothing new starts")
     if not up:
         return Why("service", "the service, which is not up: textvae-jobs up")
+    if job.trials is not None:
+        return Why("starting", "the dispatcher to make its children")
     if reason is None:
         return _in_line(store, waiting, cluster)
     given = reason(job.id)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -27,7 +27,7 @@ Metric = Literal[
 METRICS: tuple[str, ...] = get_args(Metric)
 
 # Sections that only the service reads; a config that holds them still trains without the service.
-SERVICE_SECTIONS = frozenset({"name", "resources", "select", "max_attempts", "retry", "time_limit"})
+SERVICE_SECTIONS = frozenset({"name", "resources", "select", "max_attempts", "retry", "time_limit", "sweep"})
 
 
 class ConfigError(ValueError):
@@ -416,6 +416,11 @@ def apply_override(mapping: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError([f"--set {override!r}: the value is not YAML"], "--set") from error
+    set_key(mapping, key, value, f"--set {override!r}")
+
+
+def set_key(mapping: dict[str, Any], key: str, value: Any, origin: str) -> None:
+    """Set a dotted key of a config's mapping; ConfigError, naming `origin`, if it leads through a value."""
     section = mapping
     *path, last = key.split(".")
     for name in path:
@@ -425,7 +430,7 @@ def apply_override(mapping: dict[str, Any], override: str) -> None:
         if inner is None:
             inner = {}
         if not isinstance(inner, dict):
-            raise ConfigError([f"--set {override!r}: {name} is a value, not a section"], "--set")
+            raise ConfigError([f"{origin}: {name} is a value, not a section"], "--set")
         section[name] = inner
         section = inner
     section[last] = value
@@ -460,7 +465,7 @@ def _explain(model: type[BaseModel], error: Any) -> str:
         *parent, last = path
         # The same last name elsewhere ("ranks" for "resources.ranks") beats a similar one beside it.
         same_name = [k for k in known if k.rsplit(".", 1)[-1] == last]
-        beside = [k for k in known if k.split(".")[:-1] == parent]
+        beside = [k for k in known if _within(k.split(".")[:-1], parent)]
         spelled = difflib.get_close_matches(key, beside, n=1, cutoff=0.0) or known
         nearest = same_name or spelled
         return f"{key}: unknown key; the nearest known one is {nearest[0]}"
@@ -472,12 +477,18 @@ def _explain(model: type[BaseModel], error: Any) -> str:
     return f"{key}: {message[0].lower()}{message[1:]}{shown}"
 
 
+def _within(known: list[str], path: list[str]) -> bool:
+    """Whether a path leads to a known section; any name stands for NAME."""
+    return len(known) == len(path) and all(k in ("NAME", p) for k, p in zip(known, path, strict=True))
+
+
 def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every dotted key that a config of this type may hold."""
+    """Every dotted key that a config of this type may hold; NAME stands for one that the user chooses."""
     for name, field in model.model_fields.items():
         yield prefix + name
+        chosen = "NAME." if get_origin(field.annotation) is dict else ""
         for section in sections(field.annotation):
-            yield from keys(section, f"{prefix}{name}.")
+            yield from keys(section, f"{prefix}{name}.{chosen}")
 
 
 def sections(annotation: Any) -> list[type[BaseModel]]:

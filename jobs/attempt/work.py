@@ -20,10 +20,16 @@ from jobs.store import AttemptState, Cause, Job, StaleAttempt, Store, StoreError
 # What an attempt ends as that stopped because it was asked to, and what its log says.
 _STOPPED = {
     Cause.CANCELLED: AttemptState.CANCELLED,
+    Cause.STOPPED_EARLY: AttemptState.CANCELLED,
     Cause.PREEMPTED: AttemptState.PREEMPTED,
     Cause.TIMEOUT: AttemptState.FAILED,
 }
-_SAID = {Cause.CANCELLED: "cancelled", Cause.PREEMPTED: "asked to make way", Cause.TIMEOUT: "out of time"}
+_SAID = {
+    Cause.CANCELLED: "cancelled",
+    Cause.STOPPED_EARLY: "stopped early",
+    Cause.PREEMPTED: "asked to make way",
+    Cause.TIMEOUT: "out of time",
+}
 
 
 class Work:
@@ -185,18 +191,21 @@ class Work:
         self._why = why
         if why is Cause.TIMEOUT:
             self._excuse = f"it trained for {job.time_limit:g} s, as long as its time_limit allows"
+        elif why is Cause.STOPPED_EARLY:
+            self._excuse = job.stopped
         self._stop.set()
         if self._started is not None:
-            self._log.write(f"{self._excuse or _SAID[why]}: stopping with a checkpoint")
+            told = f"{_SAID[why]}, as {self._excuse}" if self._excuse else _SAID[why]
+            self._log.write(f"{told}: stopping with a checkpoint")
             return
         # There is no rank yet that could be asked, and nothing to lose.
-        self._finish(_STOPPED[why], why)
+        self._finish(_STOPPED[why], why, self._excuse)
         self._abandon(f"{_SAID[why]} before training began")
 
     def _order(self, job: Job) -> Cause | None:
         """Why training has to stop; none if it may go on."""
         if job.cancel_requested is not None:
-            return Cause.CANCELLED
+            return Cause.CANCELLED if job.stopped is None else Cause.STOPPED_EARLY
         if job.yield_requested is not None:
             return Cause.PREEMPTED
         limit, started = job.time_limit, self._started

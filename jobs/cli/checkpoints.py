@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from jobs.cli import arguments, errors, service
+from jobs.cli import arguments, errors, service, sweeps
 
 if TYPE_CHECKING:
     from jobs.store import Job
@@ -51,7 +51,12 @@ def find(what: str) -> Found:
 
 
 def of(job: Job) -> Found:
-    """The best checkpoint of a job."""
+    """The best checkpoint of a job, or of the best child of a sweep."""
+    if job.trials is not None:
+        best_child = sweeps.best_child(job)
+        if best_child is None:
+            raise errors.Failure(f"job {job.id} is a sweep, no child of which has succeeded yet")
+        job = best_child
     from jobs.config import from_mapping
     from jobs.store import best_of
 

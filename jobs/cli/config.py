@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from jobs.cli import arguments, output
+from jobs.cli import arguments, output, sweeps
 
 
 @click.group()
@@ -20,10 +20,12 @@ def config() -> None:
 def check(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Print a config with its defaults, its parameter count and the memory it expects.
 
-    CONFIG is a YAML file or the name of a shipped one: quickstart, imdb-cpu, imdb, seed.
+    CONFIG is a YAML file or the name of a shipped one: quickstart, imdb-cpu, imdb, seed, sweep. Of a sweep
+    every child is checked, and told, unless only Optuna can say what it will be.
     """
     loaded = arguments.load(config, overrides)
     resolved: dict[str, Any] = loaded.model_dump(mode="json")
+    sweep = None if loaded.sweep is None else sweeps.plan(sweeps.checked(loaded))
 
     # Only a config that is right is worth the second that importing torch takes.
     from textvae.memory import expected_memory, parameter_count
@@ -40,6 +42,7 @@ def check(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
                 "ranks": ranks,
                 "expected_memory_bytes_per_rank": memory,
             }
+            | ({} if sweep is None else {"sweep": sweep})
         )
         return
 
@@ -47,6 +50,8 @@ def check(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
 
     click.echo(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True, width=110).rstrip())
     each = "each of the {} ranks" if ranks > 1 else "the one rank"
+    for line in sweep or ():
+        click.echo(f"# {line}")
     click.echo(f"# parameters: {output.count(parameters)}")
     click.echo(f"# expected memory: {output.size(memory)} for {each.format(ranks)}")
 

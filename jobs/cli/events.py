@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import click
@@ -32,6 +32,7 @@ _WIDTHS = (7, 19, 10, 7, 16, 14)
 def events(job: str | None, follow: bool, after: int | None, limit: int | None, as_json: bool) -> None:
     """Show what happened: to a job, or to all of them.
 
+    Of a sweep it shows what happened to its children too.
     Every change is one event, and none is ever changed or removed. With --follow, --json prints one object a
     line. Following one job ends when the job has ended.
     """
@@ -39,7 +40,7 @@ def events(job: str | None, follow: bool, after: int | None, limit: int | None, 
     id = store.job(job).id if job is not None else None
     if limit is None and id is None and after is None:
         limit = 50
-    found = store.events(id, after=after or 0, limit=limit, newest=True)
+    found = store.events(id, after=after or 0, limit=limit, newest=True, children=True)
     if not follow:
         if as_json:
             output.emit_json(found)
@@ -66,7 +67,7 @@ def _follow(job: str | None, found: list[Event], last: int) -> Iterator[Event]:
     while True:
         # The state first: whatever was recorded before it is then seen below.
         ended = job is not None and store.job(job, exact=True).state.final
-        for event in store.events(job, after=last):
+        for event in store.events(job, after=last, children=True):
             last = event.id
             yield event
         if ended:
@@ -99,6 +100,10 @@ def detail_of(event: Event) -> str:
 
 
 def _value(value: object) -> str:
+    if isinstance(value, Mapping):
+        from jobs.sweeps.space import told
+
+        return told(value)
     if isinstance(value, list):
         return " ".join(map(str, value))
     return output.number(value) if isinstance(value, float) else str(value)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from jobs.cli import arguments, errors, live, output, service
+from jobs.cli import arguments, errors, live, output, service, sweeps
 
 if TYPE_CHECKING:
     from jobs.store import Job
@@ -21,7 +21,8 @@ EXIT_OF = {"succeeded": errors.OK, "failed": errors.FAILED, "cancelled": errors.
 def watch(job: str) -> None:
     """Watch a job live.
 
-    Shows a line for each epoch and how far the running one is, until the job has ended. Ctrl-C stops watching
+    Shows a line for each epoch and how far the running one is, until the job has ended; of a sweep what
+    happens to its children. Ctrl-C stops watching
     and leaves the job alone. The exit code is the job's: 0 succeeded, 1 failed, 5 cancelled.
     """
     watch_to_the_end(service.store().job(job))
@@ -30,7 +31,7 @@ def watch(job: str) -> None:
 def watch_to_the_end(job: Job) -> NoReturn:
     """Show a job until it has ended, then exit with its code."""
     try:
-        ended = live.show(job.id)
+        ended = live.show(job.id) if job.trials is None else sweeps.watch(job.id)
     except KeyboardInterrupt:
         detached(job.id)
     raise click.exceptions.Exit(EXIT_OF[ended.state])

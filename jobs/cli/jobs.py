@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.cli import arguments, output, service
+from jobs.cli import arguments, errors, output, service, sweeps
 
 if TYPE_CHECKING:
     from jobs.store import Attempt, Checkpoint, Job, Report
@@ -23,10 +23,28 @@ _STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 )
 @click.option("--owner", help="Only this owner's jobs.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="At most so many jobs.")
+@click.option(
+    "--sweep",
+    metavar="JOB",
+    shell_complete=arguments.complete_job,
+    help="The children of this sweep instead.",
+)
+@click.option("--children", is_flag=True, help="The children of sweeps too, each in a line of its own.")
 @output.json_option
-def list_jobs(states: tuple[str, ...], owner: str | None, limit: int, as_json: bool) -> None:
-    """List the jobs, newest first."""
-    found = service.newest_jobs(states, owner, limit)
+def list_jobs(
+    states: tuple[str, ...],
+    owner: str | None,
+    limit: int,
+    sweep: str | None,
+    children: bool,
+    as_json: bool,
+) -> None:
+    """List the jobs, newest first.
+
+    A sweep is one line, that says how many of its children have ended.
+    """
+    parent = None if sweep is None else _sweep(service.store().job(sweep)).id
+    found = service.newest_jobs(states, owner, limit, parent=parent, children=children)
     if as_json:
         output.emit_json(found)
         return
@@ -34,17 +52,21 @@ def list_jobs(states: tuple[str, ...], owner: str | None, limit: int, as_json: b
         output.talk("no jobs" if not states and not owner else "no such jobs")
         return
     now = datetime.now(UTC)
+    sweeping = [job.id for job in found if job.trials is not None]
+    tally = service.store().tally(sweeping) if sweeping else {}
     output.table(
         ("job", "model", "state", "owner", "priority", "attempt", "ranks", "waited", "ran", "submitted"),
         [
             (
                 job.id,
                 job.name,
-                state_of(job),
+                state_of(job)
+                if job.trials is None
+                else f"{state_of(job)} {tally[job.id].ended}/{job.trials}",
                 job.owner,
                 job.priority,
-                job.attempt,
-                job.ranks,
+                job.attempt if job.trials is None else None,
+                job.ranks if job.trials is None else None,
                 output.duration(waited(job, now)),
                 output.duration(ran(job, now)),
                 output.when(job.created),
@@ -62,7 +84,10 @@ def list_jobs(states: tuple[str, ...], owner: str | None, limit: int, as_json: b
 @click.option("--config", "only_config", is_flag=True, help="Print the job's whole config as YAML instead.")
 @output.json_option
 def show(job: str, only_config: bool, as_json: bool) -> None:
-    """Show a job: state, attempts, metrics, checkpoints."""
+    """Show a job: state, attempts, metrics, checkpoints.
+
+    Of a sweep it shows every child with its parameters, and the best of them.
+    """
     store = service.store()
     found = store.job(job)
     config = store.config(found.id)
@@ -70,6 +95,9 @@ def show(job: str, only_config: bool, as_json: bool) -> None:
         import yaml
 
         click.echo(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, width=110), nl=False)
+        return
+    if found.trials is not None:
+        sweeps.show(found, waits_for(found), limits(found), as_json)
         return
     attempts, reports, checkpoints = (
         store.attempts(found.id),
@@ -105,7 +133,8 @@ def show(job: str, only_config: bool, as_json: bool) -> None:
 def cancel(jobs: tuple[str, ...], as_json: bool) -> None:
     """Cancel jobs; each keeps a last checkpoint.
 
-    A queued job ends at once; a running one writes a checkpoint and stops.
+    A queued job ends at once; a running one writes a checkpoint and stops. A sweep makes no more children,
+    and those that it has are cancelled.
     """
     store, actions = service.store(), service.service()
     # Every id is looked up before anything is cancelled, so that a mistyped one changes nothing.
@@ -118,7 +147,8 @@ def cancel(jobs: tuple[str, ...], as_json: bool) -> None:
         if was.state.final:
             click.echo(f"{job.id}  was {job.state} already")
         else:
-            click.echo(f"{job.id}  {'cancelled' if job.state.final else 'stops, with a checkpoint'}")
+            stops = "stops" if job.trials is None else "stops: each of its running children does"
+            click.echo(f"{job.id}  {'cancelled' if job.state.final else f'{stops}, with a checkpoint'}")
 
 
 @click.command()
@@ -127,7 +157,8 @@ def cancel(jobs: tuple[str, ...], as_json: bool) -> None:
 def retry(job: str, as_json: bool) -> None:
     """Queue a failed or cancelled job again.
 
-    It goes on from its newest good checkpoint.
+    It goes on from its newest good checkpoint. Of a sweep the failed and cancelled children are queued again,
+    but not those that were stopped early; one of these can be retried by itself.
     """
     done = service.service().retry(job)
     if as_json:
@@ -140,10 +171,18 @@ def retry(job: str, as_json: bool) -> None:
         output.talk(f"it is recorded and starts once the service is up ({done.problem})")
 
 
+def _sweep(job: Job) -> Job:
+    if job.trials is None:
+        raise errors.Wrong(f"job {job.id} is no sweep" + (f"; {job.parent} is" if job.parent else ""))
+    return job
+
+
 def state_of(job: Job) -> str:
     """The job's state in a word."""
     if job.state == "running" and job.cancel_requested:
-        return "cancelling"
+        return "cancelling" if job.stopped is None else "stopping"
+    if job.state == "cancelled" and job.stopped:
+        return "stopped early"
     if job.state == "running" and job.yield_requested:
         return "yielding"
     return "held" if job.state == "queued" and job.held else str(job.state)
@@ -223,6 +262,8 @@ def limits(job: Job) -> list[tuple[str, object]]:
     found: list[tuple[str, object]] = []
     if job.held is not None:
         found.append(("held", f"since {output.when(job.held)}"))
+    if job.parent is not None:
+        found.append(("sweep", job.parent))
     others = service.store().dependencies(job.id)
     if others:
         told = (f"{d.on_job} ({d.state}{', any end will do' if d.any else ''})" for d in others)

@@ -70,7 +70,7 @@ class _Story:
         store, told = service.store(), self._event
         for event in store.events(job.id, after=self._event):
             self._event = event.id
-            text = _sentence(event)
+            text = sentence(event)
             if text:
                 self._say(text)
         for report in store.reports(job.id):
@@ -101,7 +101,7 @@ def _line(cells: tuple[object, ...]) -> str:
     return "".join(str(cell).rjust(_WIDTH) for cell in cells)
 
 
-def _sentence(event: Event) -> str | None:
+def sentence(event: Event) -> str | None:
     """An event in words; None for those that another line already tells."""
     detail = event.detail
     if event.kind == "claimed":
@@ -126,6 +126,10 @@ def _sentence(event: Event) -> str | None:
         return f"cancelled with job {detail['because']}, which it comes after"
     if event.kind == "cancel-requested":
         return f"cancelled by {event.actor}; it writes a checkpoint and stops"
+    if event.kind == "stop-requested":
+        return f"stopped early, as {detail.get('reason')}"
+    if event.kind == "enough":
+        return f"makes no more children: {detail.get('reason')}"
     if event.kind == "retried":
         return f"queued again by {event.actor}"
     if event.kind == "version":

@@ -41,6 +41,10 @@ def logs(job: str, follow: bool, attempt: int | None, offset: int, as_json: bool
     """
     store = service.store()
     found = store.job(job)
+    if found.trials is not None:
+        raise errors.NotFound(
+            f"job {found.id} is a sweep and has no log; its children have: textvae-jobs logs {found.id}.1"
+        )
     if attempt is not None and attempt > found.attempt:
         raise errors.NotFound(f"job {found.id} has no attempt {attempt}; its newest is {found.attempt}")
     if not found.attempt and not follow:

@@ -68,13 +68,22 @@ def store() -> Store:
     return Store(settings().database_url)
 
 
-def newest_jobs(states: Sequence[str], owner: str | None, limit: int) -> list[Job]:
-    """The newest jobs, in these states if any are named: at a glance where that will do."""
+def newest_jobs(
+    states: Sequence[str], owner: str | None, limit: int, *, parent: str | None, children: bool
+) -> list[Job]:
+    """The newest jobs, in these states if any are named: at a glance where that will do.
+
+    Of a `parent` its children, which are a sweep's; of no sweep's unless `children`.
+    """
     from jobs.store import JobState, glance
 
     wanted = [JobState(state) for state in states] or None
-    found = glance.newest(settings().database_url, wanted, owner=owner, limit=limit)
-    return store().jobs(wanted, owner=owner, limit=limit) if found is None else found
+    if parent is not None:
+        return store().jobs(wanted, owner=owner, limit=limit, parent=parent)
+    found = glance.newest(settings().database_url, wanted, owner=owner, limit=limit, children=children)
+    if found is None:
+        return store().jobs(wanted, owner=owner, limit=limit, children=children)
+    return found
 
 
 @functools.cache

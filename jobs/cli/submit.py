@@ -62,7 +62,8 @@ def submit(
 ) -> None:
     """Submit a config as a job.
 
-    CONFIG is a YAML file or the name of a shipped config: quickstart, imdb, seed. Prints the job's id.
+    CONFIG is a YAML file or the name of a shipped config: quickstart, imdb, seed, sweep. Prints the job's id.
+    A config with a section `sweep` is one job with many children, of which the best is served.
     """
     if follow and (wait_ or as_json):
         raise errors.Wrong("--follow shows the job to a person; take it without --wait and --json")
@@ -95,6 +96,8 @@ def submit(
     elif not done.queued:
         output.talk(f"the job is recorded and starts once the service is up ({done.problem})")
     elif not (follow or wait_):
+        if job.trials is not None:
+            output.talk(f"a sweep of {job.trials} children; compare them with: textvae-jobs show {job.id}")
         output.talk(f"watch it with: textvae-jobs watch {job.id}")
     if follow:
         following.watch_to_the_end(job)

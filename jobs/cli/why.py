@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.cli import arguments, output, service
+from jobs.cli import arguments, output, service, sweeps
 from jobs.cli.jobs import in_words, limits, state_of, why_of
 
 if TYPE_CHECKING:
@@ -50,7 +50,11 @@ def why(job: str, as_json: bool) -> None:
 
 def _running(job: Job) -> list[tuple[str, object]]:
     """Nothing keeps it; perhaps somebody wants it to stop."""
+    if job.trials is not None:
+        return [("now", sweeps.progress(job, service.store().tally([job.id])[job.id]))]
     events = service.store().events(job.id)
+    if job.stopped is not None:
+        return [("stops", f"early, as {job.stopped}; it writes a checkpoint first")]
     for kind, words in (("cancel-requested", "cancelled"), ("yield-requested", "asked to make way")):
         asked = [event for event in events if event.kind == kind and event.attempt in (None, job.attempt)]
         if asked and (job.cancel_requested if kind == "cancel-requested" else job.yield_requested):

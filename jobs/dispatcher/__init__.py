@@ -25,6 +25,7 @@ from jobs.queue import Bell, Queue, QueueUnavailable
 from jobs.service import Service
 from jobs.settings import Settings
 from jobs.store import Attempt, AttemptState, Cause, Running, StaleAttempt, Store
+from jobs.sweeps.sweeper import Sweeper
 
 __all__ = ["Capacity", "Dispatcher", "Launcher", "Snapshot", "Timings", "main", "who"]
 
@@ -34,7 +35,7 @@ _SHARE = 0.003  # of the time, that comparing the queue with the store may take
 
 
 class Dispatcher:
-    """claim -> launch -> watch, in passes."""
+    """claim -> launch -> watch, in passes; and sweeps are advanced."""
 
     def __init__(
         self,
@@ -58,6 +59,7 @@ class Dispatcher:
         self._starter = Starter(
             service.store, service.queue, launcher, capacity, settings, self._timings, self._failures
         )
+        self._sweeper = Sweeper(service, self._failures, who())
         self._reconciled: float | None = None  # when, none to do it in the next pass
         self._compared: tuple[float, float] | None = None  # when all of the queue was, and the time it took
 
@@ -96,6 +98,7 @@ class Dispatcher:
         """
         watched = self._try("watching attempts", self.watch)
         watched &= self._try("listening to attempts", lambda: self.listen(now))
+        swept = self._try("advancing sweeps", lambda: self._sweeper.step(now))
         launched = self._try("launching attempts", self.launch)
         # Last: whoever rang the bell may be looking at the clock.
         reconciled = True
@@ -104,7 +107,7 @@ class Dispatcher:
             reconciled = self._try("reconciling the queue", lambda: self._reconcile(now))
             if reconciled:
                 self._reconciled = now
-        return reconciled and watched and launched
+        return reconciled and watched and swept and launched
 
     def launch(self) -> list[Attempt]:
         """Open and launch attempts of all jobs that may start, and have others make way; returns them."""

@@ -22,6 +22,7 @@ from jobs.store.values import (
     Event,
     Job,
     Model,
+    NewTrial,
     NotFound,
     Promotion,
     Queued,
@@ -33,6 +34,8 @@ from jobs.store.values import (
     StoreError,
     StoreUnavailable,
     Taken,
+    Tally,
+    Trial,
     Usage,
     Version,
 )
@@ -57,6 +60,7 @@ __all__ = [
     "Model",
     "NewCheckpoint",
     "NewReport",
+    "NewTrial",
     "NotFound",
     "Promotion",
     "Queued",
@@ -69,15 +73,19 @@ __all__ = [
     "StoreError",
     "StoreUnavailable",
     "Taken",
+    "Tally",
+    "Trial",
     "Usage",
     "Version",
     "beats",
     "best_of",
+    "best_trial",
 ]
 
 if TYPE_CHECKING:
     from jobs.store.models import beats
     from jobs.store.records import NewCheckpoint, NewReport, best_of
+    from jobs.store.sweeps import best_trial
     from jobs.store.verbs import Store
 else:
     _LATER = {
@@ -86,6 +94,7 @@ else:
         "Store": "verbs",
         "beats": "models",
         "best_of": "records",
+        "best_trial": "sweeps",
     }
 
     def __getattr__(name: str) -> object:

@@ -129,13 +129,15 @@ class AttemptVerbs(OrderVerbs):
             before = get_job(connection, job, lock=True)
             then = after(before, state, cause, now)
             shown = error if then.why is None else f"{error or state}; {then.why}"
+            if then.state is JobState.CANCELLED:
+                shown = before.stopped
             connection.execute(
                 update(JobRow)
                 .where(JobRow.id == job)
                 .values(
                     state=then.state,
                     finished=now if then.state.final else None,
-                    error=shown if then.state in (JobState.FAILED, JobState.QUEUED) else None,
+                    error=None if then.state is JobState.SUCCEEDED else shown,
                     not_before=then.not_before,
                     yield_requested=None,
                     errors_used=then.errors_used,

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, insert, select, text
 
 from jobs.store.opening import Database
 from jobs.store.states import EventKind
-from jobs.store.tables import EventRow
+from jobs.store.tables import EventRow, JobRow
 from jobs.store.values import Event
 
 _EVENT = (
@@ -54,15 +54,20 @@ class EventVerbs(Database):
         after: int = 0,
         limit: int | None = None,
         newest: bool = False,
+        children: bool = False,
     ) -> list[Event]:
         """Events of a job, or of everything, the oldest first; only those with an id above `after`.
 
+        With `children` those of a sweep's children are among them.
         With a `limit` the first so many of them, or the last if `newest`.
         """
         order = EventRow.id.desc() if newest else EventRow.id
         query = select(*_EVENT).where(EventRow.id > after).order_by(order).limit(limit)
         if job is not None:
-            query = query.where(EventRow.job == job)
+            own = EventRow.job == job
+            if children:
+                own |= EventRow.job.in_(select(JobRow.id).where(JobRow.parent == job))
+            query = query.where(own)
         with self.reading() as connection:
             found = [
                 Event(**{**row._mapping, "kind": EventKind(row.kind)}) for row in connection.execute(query)

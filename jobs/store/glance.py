@@ -26,7 +26,12 @@ _MOMENTS = tuple(field.name for field in fields(Job) if "datetime" in str(field.
 
 
 def newest(
-    url: str, states: Sequence[JobState] | None = None, *, owner: str | None = None, limit: int
+    url: str,
+    states: Sequence[JobState] | None = None,
+    *,
+    owner: str | None = None,
+    limit: int,
+    children: bool = True,
 ) -> list[Job] | None:
     """What `Store.jobs` returns, the newest first; None where only Store can tell."""
     path = url.removeprefix(_SCHEME)
@@ -40,6 +45,8 @@ def newest(
     if owner is not None:
         wanted.append("owner = ?")
         given.append(owner)
+    if not children:
+        wanted.append("parent IS NULL")
     where = f"WHERE {' AND '.join(wanted)}" if wanted else ""
     query = f"SELECT {', '.join(_COLUMNS)} FROM jobs {where} ORDER BY sequence DESC LIMIT ?"
     try:

@@ -16,7 +16,7 @@ from jobs.store.tables import DependencyRow, JobRow
 from jobs.store.values import Ambiguous, Conflict, Dependency, Job, NotFound, Retry, Taken
 
 # Everything but the config: a list of a thousand jobs must not parse a thousand of them.
-_JOB = (
+JOB = (
     JobRow.id,
     JobRow.sequence,
     JobRow.name,
@@ -39,13 +39,16 @@ _JOB = (
     JobRow.retry,
     JobRow.errors_used,
     JobRow.infrastructure_used,
+    JobRow.trials,
+    JobRow.parent,
+    JobRow.stopped,
 )
 
 FINAL = tuple(state for state in JobState if state.final)
 
 
 def job_of(row: Any) -> Job:
-    """The value of a row of `_JOB`."""
+    """The value of a row of `JOB`."""
     return Job.of(row._mapping)
 
 
@@ -54,7 +57,7 @@ def get_job(connection: Connection, job: str, *, lock: bool = False) -> Job:
 
     (SQLite needs no lock, a transaction that writes has the database to itself, and leaves FOR UPDATE out.)
     """
-    query = select(*_JOB).where(JobRow.id == job)
+    query = select(*JOB).where(JobRow.id == job)
     row = connection.execute(query.with_for_update() if lock else query).one_or_none()
     if row is None:
         raise NotFound(f"no job {job!r}")
@@ -87,8 +90,9 @@ class JobVerbs(EventVerbs):
         after: Sequence[str] = (),
         after_any: Sequence[str] = (),
         held: bool = False,
+        trials: int | None = None,
     ) -> tuple[Job, bool]:
-        """Record a job as queued; returns it, and whether it is new.
+        """Record a job as queued; returns it, and whether it is new. With `trials` it is a sweep of so many.
 
         It waits for the success of the jobs `after`, and for the end, whatever it is, of those `after_any`.
         An id that exists with the same config and dependencies is the same job. Raises Taken if they differ,
@@ -98,26 +102,22 @@ class JobVerbs(EventVerbs):
         wanted = dict.fromkeys(after_any, True) | dict.fromkeys(after, False)
         try:
             with self.writing() as connection:
-                connection.execute(
-                    insert(JobRow).values(
-                        id=id,
-                        name=name,
-                        owner=owner,
-                        priority=priority,
-                        config=dict(config),
-                        ranks=ranks,
-                        cpus=cpus,
-                        gpus=gpus,
-                        state=JobState.QUEUED,
-                        attempt=0,
-                        created=now,
-                        not_before=not_before,
-                        held=now if held else None,
-                        time_limit=time_limit,
-                        retry=dataclasses.asdict(retry or Retry()),
-                        errors_used=0,
-                        infrastructure_used=0,
-                    )
+                insert_job(
+                    connection,
+                    now,
+                    id=id,
+                    name=name,
+                    owner=owner,
+                    priority=priority,
+                    config=dict(config),
+                    ranks=ranks,
+                    cpus=cpus,
+                    gpus=gpus,
+                    not_before=not_before,
+                    held=now if held else None,
+                    time_limit=time_limit,
+                    retry=dataclasses.asdict(retry or Retry()),
+                    trials=trials,
                 )
                 self._depend(connection, id, wanted)
                 detail = {"after": list(after), "after_any": list(after_any)} if wanted else None
@@ -135,15 +135,22 @@ class JobVerbs(EventVerbs):
             return job, False
 
     def job(self, id: str, *, exact: bool = False) -> Job:
-        """The job with this id or, unless `exact`, with this beginning of one. Raises NotFound, Ambiguous."""
+        """The job with this id or, unless `exact`, with this beginning of one. Raises NotFound, Ambiguous.
+
+        A beginning that fits a sweep means the sweep, not one of its children.
+        """
         with self.reading() as connection:
             try:
                 return get_job(connection, id)
             except NotFound:
                 if exact or not id:
                     raise
+            child = func.coalesce(JobRow.parent, "").startswith(id, autoescape=True)
             rows = connection.execute(
-                select(*_JOB).where(JobRow.id.startswith(id, autoescape=True)).order_by(JobRow.id).limit(11)
+                select(*JOB)
+                .where(JobRow.id.startswith(id, autoescape=True), ~child)
+                .order_by(JobRow.id)
+                .limit(11)
             ).all()
         if not rows:
             raise NotFound(f"no job's id begins with {id!r}")
@@ -166,15 +173,21 @@ class JobVerbs(EventVerbs):
         owner: str | None = None,
         name: str | None = None,
         limit: int | None = None,
+        parent: str | None = None,
+        children: bool = True,
     ) -> list[Job]:
-        """Jobs, the newest first."""
-        query = select(*_JOB).order_by(JobRow.sequence.desc()).limit(limit)
+        """Jobs, the newest first; of a sweep's the children of `parent`, of no sweep's unless `children`."""
+        query = select(*JOB).order_by(JobRow.sequence.desc()).limit(limit)
         if states is not None:
             query = query.where(JobRow.state.in_(list(states)))
         if owner is not None:
             query = query.where(JobRow.owner == owner)
         if name is not None:
             query = query.where(JobRow.name == name)
+        if parent is not None:
+            query = query.where(JobRow.parent == parent)
+        if not children:
+            query = query.where(JobRow.parent.is_(None))
         with self.reading() as connection:
             return [job_of(row) for row in connection.execute(query)]
 
@@ -217,26 +230,10 @@ class JobVerbs(EventVerbs):
         An ended one stays as it is. Asking twice changes nothing. The jobs that need its success are
         cancelled with it.
         """
-        now = self.clock()
         with self.writing() as connection:
             # Locked, so that the job cannot pass from one of the two states to the other in between.
             get_job(connection, job, lock=True)
-            cancelled = connection.execute(
-                update(JobRow)
-                .where(JobRow.id == job, JobRow.state == JobState.QUEUED)
-                .values(state=JobState.CANCELLED, cancel_requested=now, finished=now)
-            ).rowcount
-            requested = connection.execute(
-                update(JobRow)
-                .where(JobRow.id == job, JobRow.state == JobState.RUNNING, JobRow.cancel_requested.is_(None))
-                .values(cancel_requested=now)
-            ).rowcount
-            if cancelled:
-                self._event(connection, EventKind.CANCELLED, job=job, by=by)
-                self._cancel_dependents(connection, job, JobState.CANCELLED, by)
-            elif requested:
-                self._event(connection, EventKind.CANCEL_REQUESTED, job=job, by=by)
-            return get_job(connection, job)
+            return self._cancel(connection, job, by)
 
     def retry(self, job: str, by: str) -> Job:
         """Put a failed or cancelled job back into the queue, with as many attempts as its `retry` allows.
@@ -244,27 +241,52 @@ class JobVerbs(EventVerbs):
         Raises Conflict if it is in another state, or needs the success of a job that has ended badly.
         """
         with self.writing() as connection:
-            self._refuse_hopeless(connection, job)
-            changed = connection.execute(
-                update(JobRow)
-                .where(JobRow.id == job, JobRow.state.in_([JobState.FAILED, JobState.CANCELLED]))
-                .values(
-                    state=JobState.QUEUED,
-                    errors_used=0,
-                    infrastructure_used=0,
-                    cancel_requested=None,
-                    yield_requested=None,
-                    not_before=None,
-                    held=None,
-                    finished=None,
-                    error=None,
-                )
-            ).rowcount
-            value = get_job(connection, job)
-            if not changed:
-                raise Conflict(f"job {job} is {value.state}; only a failed or cancelled job can be retried")
-            self._event(connection, EventKind.RETRIED, job=job, by=by)
-            return value
+            return self._retry(connection, job, by)
+
+    def _cancel(self, connection: Connection, job: str, by: str) -> Job:
+        """Cancel a job that is locked."""
+        now = self.clock()
+        cancelled = connection.execute(
+            update(JobRow)
+            .where(JobRow.id == job, JobRow.state == JobState.QUEUED)
+            .values(state=JobState.CANCELLED, cancel_requested=now, finished=now)
+        ).rowcount
+        requested = connection.execute(
+            update(JobRow)
+            .where(JobRow.id == job, JobRow.state == JobState.RUNNING, JobRow.cancel_requested.is_(None))
+            .values(cancel_requested=now)
+        ).rowcount
+        if cancelled:
+            self._event(connection, EventKind.CANCELLED, job=job, by=by)
+            self._cancel_dependents(connection, job, JobState.CANCELLED, by)
+        elif requested:
+            self._event(connection, EventKind.CANCEL_REQUESTED, job=job, by=by)
+        return get_job(connection, job)
+
+    def _retry(self, connection: Connection, job: str, by: str, state: JobState = JobState.QUEUED) -> Job:
+        """Put a failed or cancelled job back into this state."""
+        self._refuse_hopeless(connection, job)
+        changed = connection.execute(
+            update(JobRow)
+            .where(JobRow.id == job, JobRow.state.in_([JobState.FAILED, JobState.CANCELLED]))
+            .values(
+                state=state,
+                errors_used=0,
+                infrastructure_used=0,
+                cancel_requested=None,
+                yield_requested=None,
+                not_before=None,
+                held=None,
+                finished=None,
+                error=None,
+                stopped=None,
+            )
+        ).rowcount
+        value = get_job(connection, job)
+        if not changed:
+            raise Conflict(f"job {job} is {value.state}; only a failed or cancelled job can be retried")
+        self._event(connection, EventKind.RETRIED, job=job, by=by)
+        return value
 
     def _depend(self, connection: Connection, job: str, wanted: Mapping[str, bool]) -> None:
         """Let a new job wait for others: for the end of each or, where not `wanted`, for its success."""
@@ -318,6 +340,15 @@ class JobVerbs(EventVerbs):
             if changed:
                 ended[waiting] = JobState.CANCELLED
                 self._event(connection, EventKind.CANCELLED, job=waiting, by=by, detail={"because": first})
+
+
+def insert_job(connection: Connection, now: datetime, **values: Any) -> None:
+    """Add a job that waits for its first attempt."""
+    connection.execute(
+        insert(JobRow).values(
+            state=JobState.QUEUED, attempt=0, created=now, errors_used=0, infrastructure_used=0, **values
+        )
+    )
 
 
 def _waiting(connection: Connection, job: str) -> list[tuple[str, str]]:

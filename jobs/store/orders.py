@@ -20,40 +20,46 @@ class OrderVerbs(WaitingVerbs):
         Holding it twice changes nothing. Raises Conflict if it has ended.
         """
         with self.writing() as connection:
-            changed = connection.execute(
-                update(JobRow)
-                .where(
-                    JobRow.id == job,
-                    JobRow.state.in_([JobState.QUEUED, JobState.RUNNING]),
-                    JobRow.held.is_(None),
-                )
-                .values(held=self.clock())
-            ).rowcount
-            value = get_job(connection, job)
-            if changed:
-                self._event(connection, EventKind.HELD, job=job, by=by)
-            elif value.state.final:
-                raise Conflict(f"job {job} is {value.state}; only one that has not ended can be held")
-            return value
+            return self._hold(connection, job, by)
+
+    def _hold(self, connection: Connection, job: str, by: str) -> Job:
+        changed = connection.execute(
+            update(JobRow)
+            .where(
+                JobRow.id == job,
+                JobRow.state.in_([JobState.QUEUED, JobState.RUNNING]),
+                JobRow.held.is_(None),
+            )
+            .values(held=self.clock())
+        ).rowcount
+        value = get_job(connection, job)
+        if changed:
+            self._event(connection, EventKind.HELD, job=job, by=by)
+        elif value.state.final:
+            raise Conflict(f"job {job} is {value.state}; only one that has not ended can be held")
+        return value
 
     def release(self, job: str, by: str) -> Job:
         """Let a held job start; one that is not held stays as it is. Raises Conflict if it has ended."""
         with self.writing() as connection:
-            changed = connection.execute(
-                update(JobRow)
-                .where(
-                    JobRow.id == job,
-                    JobRow.state.in_([JobState.QUEUED, JobState.RUNNING]),
-                    JobRow.held.is_not(None),
-                )
-                .values(held=None)
-            ).rowcount
-            value = get_job(connection, job)
-            if changed:
-                self._event(connection, EventKind.RELEASED, job=job, by=by)
-            elif value.state.final:
-                raise Conflict(f"job {job} is {value.state}; only one that has not ended can be released")
-            return value
+            return self._release(connection, job, by)
+
+    def _release(self, connection: Connection, job: str, by: str) -> Job:
+        changed = connection.execute(
+            update(JobRow)
+            .where(
+                JobRow.id == job,
+                JobRow.state.in_([JobState.QUEUED, JobState.RUNNING]),
+                JobRow.held.is_not(None),
+            )
+            .values(held=None)
+        ).rowcount
+        value = get_job(connection, job)
+        if changed:
+            self._event(connection, EventKind.RELEASED, job=job, by=by)
+        elif value.state.final:
+            raise Conflict(f"job {job} is {value.state}; only one that has not ended can be released")
+        return value
 
     def request_yield(self, job: str, by: str, reason: str | None = None) -> bool:
         """Ask a running job's attempt to make way, with a checkpoint; whether that is new.
@@ -66,6 +72,7 @@ class OrderVerbs(WaitingVerbs):
                 .where(
                     JobRow.id == job,
                     JobRow.state == JobState.RUNNING,
+                    JobRow.trials.is_(None),
                     JobRow.cancel_requested.is_(None),
                     JobRow.yield_requested.is_(None),
                 )

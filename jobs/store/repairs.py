@@ -11,7 +11,7 @@ from jobs.store.events import EventVerbs
 from jobs.store.opening import Database
 from jobs.store.records import checkpoint_of
 from jobs.store.states import ACTIVE, EventKind, JobState
-from jobs.store.tables import AttemptRow, CheckpointRow, JobRow, ModelRow, VersionRow
+from jobs.store.tables import AttemptRow, CheckpointRow, JobRow, ModelRow, TrialRow, VersionRow
 from jobs.store.values import Checkpoint, StoreError
 
 _CHECKPOINT = tuple(column for column in CheckpointRow.__table__.columns if column.name != "purged")
@@ -36,6 +36,7 @@ def contradictions(store: Database) -> list[tuple[str, str]]:
         idle = connection.execute(
             select(JobRow.id, JobRow.attempt).where(
                 JobRow.state == JobState.RUNNING,
+                JobRow.trials.is_(None),  # a sweep has children instead
                 ~select(AttemptRow.job)
                 .where(AttemptRow.job == JobRow.id, AttemptRow.number == JobRow.attempt, active)
                 .exists(),
@@ -45,6 +46,17 @@ def contradictions(store: Database) -> list[tuple[str, str]]:
             select(AttemptRow.job, AttemptRow.number, JobRow.state)
             .join(JobRow, JobRow.id == AttemptRow.job)
             .where(active, or_(JobRow.state != JobState.RUNNING, JobRow.attempt != AttemptRow.number))
+        ).all()
+        odd = connection.execute(
+            select(JobRow.id, JobRow.trials, func.count(TrialRow.number).label("made"))
+            .join(TrialRow, TrialRow.sweep == JobRow.id)
+            .group_by(JobRow.id, JobRow.trials)
+            .having(
+                or_(
+                    func.count(TrialRow.number) > JobRow.trials,
+                    func.count(TrialRow.number) != func.max(TrialRow.number),
+                )
+            )
         ).all()
         unversioned = connection.execute(
             select(ModelRow.name, ModelRow.current)
@@ -56,6 +68,7 @@ def contradictions(store: Database) -> list[tuple[str, str]]:
     return (
         [(f"job {row.id}", f"is running, but its attempt {row.attempt} is not active") for row in idle]
         + [(f"attempt {r.number} of {r.job}", f"is active, but its job is {r.state}") for r in astray]
+        + [(f"sweep {r.id}", f"has {r.made} children, not numbers 1 to {r.trials} at most") for r in odd]
         + [(f"model {r.name}", f"serves version {r.current}, which is not recorded") for r in unversioned]
     )
 

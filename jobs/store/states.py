@@ -76,6 +76,8 @@ class Cause(StrEnum):
     """The config or the data cannot be trained on: another attempt would fail the same way."""
     CANCELLED = "cancelled"
     """It stopped by itself after a cancel, with a checkpoint."""
+    STOPPED_EARLY = "stopped-early"
+    """It was behind the other children of its sweep, and stopped with a checkpoint."""
     KILLED = "killed"
     """It did not stop in time after a cancel and was killed."""
     TIMEOUT = "timeout"
@@ -107,6 +109,7 @@ _KINDS = {
     Cause.ERROR: CauseKind.ERROR,
     Cause.BAD_CONFIG: CauseKind.ERROR,
     Cause.CANCELLED: CauseKind.CANCELLED,
+    Cause.STOPPED_EARLY: CauseKind.CANCELLED,
     Cause.KILLED: CauseKind.CANCELLED,
     Cause.TIMEOUT: CauseKind.TIMEOUT,
     Cause.PREEMPTED: CauseKind.PREEMPTION,
@@ -147,6 +150,12 @@ class EventKind(StrEnum):
     """Someone cancelled a running job; its attempt has to stop."""
     CANCELLED = "cancelled"
     """The job ended as cancelled."""
+    STOP_REQUESTED = "stop-requested"
+    """A child of a sweep is behind its siblings; its attempt has to stop."""
+    CHILD = "child"
+    """A sweep made a child."""
+    ENOUGH = "enough"
+    """A sweep makes no more children; the detail says why."""
     SUCCEEDED = "succeeded"
     """The job ended as succeeded."""
     FAILED = "failed"

@@ -69,6 +69,14 @@ class JobRow(Base):
     __table_args__ = (
         Index("jobs_by_state", "state", "priority", "sequence"),
         Index("jobs_by_owner", "owner", "sequence"),
+        Index("jobs_by_parent", "parent"),
+        # Few jobs are sweeps, and a dispatcher asks for them in every pass.
+        Index(
+            "jobs_sweeps",
+            "state",
+            sqlite_where=text("trials IS NOT NULL"),
+            postgresql_where=text("trials IS NOT NULL"),
+        ),
         {"sqlite_autoincrement": True},
     )
 
@@ -95,6 +103,11 @@ class JobRow(Base):
     retry: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
     errors_used: Mapped[int] = mapped_column(server_default="0")
     infrastructure_used: Mapped[int] = mapped_column(server_default="0")
+    # Of a sweep: how many children it has in the end; it is never scheduled itself.
+    trials: Mapped[int | None]
+    # Of a child: its sweep, as `TrialRow` says too. Here so that lists find it, or leave it out, quickly.
+    parent: Mapped[str | None] = mapped_column(String(40))
+    stopped: Mapped[str | None]
 
 
 class AttemptRow(Base):
@@ -147,6 +160,18 @@ class DependencyRow(Base):
     job: Mapped[str] = mapped_column(String(40), ForeignKey("jobs.id"), primary_key=True)
     on_job: Mapped[str] = mapped_column(String(40), ForeignKey("jobs.id"), primary_key=True)
     any: Mapped[bool]
+
+
+class TrialRow(Base):
+    """One child of a sweep. That a number has one row at most is what makes a child once."""
+
+    __tablename__ = "trials"
+
+    sweep: Mapped[str] = mapped_column(String(40), ForeignKey("jobs.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    job: Mapped[str] = mapped_column(String(40), ForeignKey("jobs.id"), unique=True)
+    parameters: Mapped[dict[str, Any]]
+    spared: Mapped[bool] = mapped_column(server_default=text("false"))
 
 
 class SwitchRow(Base):

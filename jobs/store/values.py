@@ -94,6 +94,9 @@ class Job:
     retry: Retry
     errors_used: int  # attempts that count against retry.max_attempts, since it was submitted or retried
     infrastructure_used: int  # failures of infrastructure in a row, without a new checkpoint between them
+    trials: int | None = None  # of a sweep: how many children it has in the end
+    parent: str | None = None  # of a child: its sweep
+    stopped: str | None = None  # of a child: why it is stopped early
 
     @classmethod
     def of(cls, columns: Mapping[str, Any]) -> Job:
@@ -311,6 +314,54 @@ class Dependency:
     def hopeless(self) -> bool:
         """Whether it will never be met unless somebody retries `on_job`."""
         return not self.met and self.state.final
+
+
+@dataclass(frozen=True)
+class NewTrial:
+    """A child that a sweep is about to make."""
+
+    number: int  # 1 for the first
+    parameters: Mapping[str, Any]  # what its config has otherwise than the sweep's, by dotted key
+    config: Mapping[str, Any]
+    ranks: int
+    cpus: float  # of all ranks
+    gpus: float
+    retry: Retry
+    time_limit: float | None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A child of a sweep, and what it has come to."""
+
+    sweep: str
+    number: int
+    job: str
+    parameters: Mapping[str, Any]
+    spared: bool  # from being stopped early: somebody retried it
+    state: JobState
+    attempt: int
+    cancel_requested: datetime | None
+    held: datetime | None
+    stopped: str | None  # why it is stopped early
+    error: str | None
+    started: datetime | None
+    finished: datetime | None
+    epochs: int  # reported
+    value: float | None  # of its best checkpoint, by the metric that the sweep selects by
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How many children a sweep has made, and in which states they are."""
+
+    made: int
+    states: Mapping[JobState, int]
+
+    @property
+    def ended(self) -> int:
+        """Children that have ended."""
+        return sum(n for state, n in self.states.items() if state.final)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from jobs.store.logs import LogVerbs
-from jobs.store.models import ModelVerbs
+from jobs.store.sweeps import SweepVerbs
 
 
-class Store(ModelVerbs, LogVerbs):
+class Store(SweepVerbs, LogVerbs):
     """The database behind its verbs; every verb is one transaction. See `Database` for how it opens."""

@@ -16,6 +16,8 @@ from jobs.store.values import Ended, Queued, Running, Usage
 
 DRAIN = "drain"
 
+_WAITS = JobRow.state == JobState.QUEUED
+
 _QUEUED = (
     JobRow.id,
     JobRow.name,
@@ -74,20 +76,20 @@ class WaitingVerbs(JobVerbs):
         """The jobs that wait, in the order in which they go: by priority, then age.
 
         Those that are held, come after others or do not start before a moment past `now` (this one, if none
-        is given) are among them; the others are `eligible`.
+        is given) are among them; the others are `eligible`. Sweeps are not: their children are.
         """
-        return self._queued(now, JobRow.state == JobState.QUEUED)
+        return self._queued(now, _WAITS & JobRow.trials.is_(None))
 
     def waiting(self, job: str, now: datetime | None = None) -> Queued | None:
-        """The job as `queued` shows it; none if it does not wait."""
-        found = self._queued(now, (JobRow.state == JobState.QUEUED) & (JobRow.id == job))
+        """The job, or the sweep, as `queued` shows it; none if it does not wait."""
+        found = self._queued(now, _WAITS & (JobRow.id == job))
         return found[0] if found else None
 
     def waiting_among(self, jobs: Collection[str], now: datetime | None = None) -> list[Queued]:
         """Those of these jobs that wait, as `queued` shows them."""
         if not jobs:
             return []
-        return self._queued(now, (JobRow.state == JobState.QUEUED) & JobRow.id.in_(list(jobs)))
+        return self._queued(now, _WAITS & JobRow.trials.is_(None) & JobRow.id.in_(list(jobs)))
 
     def freed_by(self, job: str, now: datetime | None = None) -> list[Queued]:
         """The jobs that come after a job and are eligible now."""
@@ -150,8 +152,11 @@ class WaitingVerbs(JobVerbs):
     def usage_by_job(
         self, since: datetime | None = None, *, owner: str | None = None, now: datetime | None = None
     ) -> dict[str, Usage]:
-        """What each job's attempts have used between `since` (the beginning) and `now`."""
-        return self._usage(JobRow.id, since, now, owner)
+        """What each job's attempts have used between `since` (the beginning) and `now`.
+
+        What a sweep's children have used is the sweep's.
+        """
+        return self._usage(func.coalesce(JobRow.parent, JobRow.id), since, now, owner)
 
     def _queued(self, now: datetime | None, which: ColumnElement[bool]) -> list[Queued]:
         now = now or self.clock()
@@ -243,9 +248,24 @@ def may_start(connection: Connection, job: str, now: datetime) -> ColumnElement[
     It cannot change before the transaction ends: the row itself is about to be updated, and whoever begins a
     drain waits for the lock that is taken here.
     """
-    switch = select(SwitchRow.since).where(SwitchRow.name == DRAIN).with_for_update(read=True)
-    if connection.execute(switch).scalar_one() is not None:
+    if drained(connection):
         return None
+    return (
+        (JobRow.id == job)
+        & (JobRow.state == JobState.QUEUED)
+        & JobRow.trials.is_(None)
+        & unhindered(job, now)
+    )
+
+
+def drained(connection: Connection) -> bool:
+    """Whether nothing new starts; whoever begins or ends that waits for this transaction."""
+    switch = select(SwitchRow.since).where(SwitchRow.name == DRAIN).with_for_update(read=True)
+    return connection.execute(switch).scalar_one() is not None
+
+
+def unhindered(job: str, now: datetime) -> ColumnElement[bool]:
+    """Whether a job is not held, its moment has come, and what it comes after has ended; of its row."""
     other = aliased(JobRow)
     blocking = (
         select(DependencyRow.job)
@@ -253,9 +273,7 @@ def may_start(connection: Connection, job: str, now: datetime) -> ColumnElement[
         .where(DependencyRow.job == job, unmet(other))
     )
     return (
-        (JobRow.id == job)
-        & (JobRow.state == JobState.QUEUED)
-        & JobRow.held.is_(None)
+        JobRow.held.is_(None)
         & (JobRow.not_before.is_(None) | (JobRow.not_before <= now))
         & ~exists(blocking.subquery().select())
     )

@@ -35,6 +35,29 @@ def test_a_cancelled_attempt_stops_with_a_checkpoint(train: Train, store: Store,
     assert store.reports(job) == []
 
 
+def test_a_child_that_is_behind_its_siblings_stops_with_a_checkpoint_and_says_why(
+    train: Train, store: Store, service: Service, settings: Settings
+):
+    job = "first"
+
+    def script(training: Training) -> str:
+        training.progress(1)
+        service.stop_early(job, "accuracy 0.1, behind the median 0.5", by="dispatcher")
+        deadline = time.monotonic() + 10
+        while not training.progress(2):
+            assert time.monotonic() < deadline
+        training.checkpoint(0, name="step-000123")
+        return "stopped"
+
+    train(job, script)
+    ended = store.job(job)
+    assert (ended.state, ended.error) == (JobState.CANCELLED, "accuracy 0.1, behind the median 0.5")
+    (attempt,) = store.attempts(job)
+    assert (attempt.state, attempt.cause) == (AttemptState.CANCELLED, Cause.STOPPED_EARLY)
+    assert names(store, job) == ["step-000123"]
+    assert "stopped early, as accuracy 0.1, behind the median 0.5: stopping" in log_of(settings, job)
+
+
 def test_training_that_finishes_in_spite_of_a_cancel_has_succeeded(
     train: Train, store: Store, service: Service
 ):

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from jobs.store import Checkpoint, EventKind, Job, NewCheckpoint, NewReport, Store, Version
+from jobs.store import Checkpoint, EventKind, Job, NewCheckpoint, NewReport, NewTrial, Retry, Store, Version
 
 AddJob = Callable[..., Job]
 
@@ -19,6 +19,12 @@ VALUES: dict[str, Any] = {
     "cpus": 1,
     "gpus": 0,
 }
+
+
+def child(number: int, **parameters: Any) -> NewTrial:
+    return NewTrial(
+        number, parameters or {"seed": number}, {"seed": number}, 1, 1.0, 0.0, Retry(max_attempts=1), 60.0
+    )
 
 
 def checkpoint(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 
 from jobs.store import AttemptState, Cause, Job, JobState, Retry, Store, glance
 
-AddJob = Callable[..., Job]
+from .conftest import AddJob, child
 
 
 @pytest.fixture
@@ -32,6 +31,9 @@ def many(store: Store, add_job: AddJob) -> Store:
     store.finish_attempt("done", 1, AttemptState.SUCCEEDED, by="attempt")
     add_job("gone", owner="ada")
     store.request_cancel("gone", "ada")
+    add_job("sweep", owner="bob", cpus=0, trials=2)
+    assert len(store.add_trials("sweep", [child(1), child(2)], by="dispatcher")) == 2
+    assert store.stop_early("sweep.1", "behind its siblings", by="dispatcher") is not None
     return store
 
 
@@ -43,14 +45,15 @@ def test_a_glance_sees_what_the_store_tells(
     many: Store, database_url: str, states: list[JobState] | None, owner: str | None
 ) -> None:
     for limit in (1, 3, 50):
-        assert glance.newest(database_url, states, owner=owner, limit=limit) == many.jobs(
-            states, owner=owner, limit=limit
-        )
+        for children in (True, False):
+            assert glance.newest(
+                database_url, states, owner=owner, limit=limit, children=children
+            ) == many.jobs(states, owner=owner, limit=limit, children=children)
 
 
 def test_every_column_is_compared(many: Store, database_url: str) -> None:
     seen = glance.newest(database_url, limit=50)
-    assert seen is not None and len(seen) == 7
+    assert seen is not None and len(seen) == 10
     for field in fields(Job):
         assert any(getattr(job, field.name) not in (None, 0, "") for job in seen) or field.name in (
             "errors_used",
