@@ -184,7 +184,11 @@ class _Desk:
                 self.on_message(
                     {"kind": "log", "text": f"rank {first['rank']} failed:\n{first['traceback']}"}
                 )
-            return RankError(f"rank {first['rank']}: {first['error']}", permanent=first["permanent"])
+            return RankError(
+                f"rank {first['rank']}: {first['error']}",
+                permanent=first["permanent"],
+                fault="out-of-memory" if first["memory"] else None,
+            )
         died = {
             rank: failure
             for rank, failure in sorted(getattr(error, "worker_failures", {}).items())
@@ -215,6 +219,12 @@ def _fault(errors: list[BaseException]) -> Fault | None:
     ):
         return "rank-lost"
     return None
+
+
+def no_memory(error: BaseException) -> bool:
+    """Whether the host had no memory left for a process; that of a GPU is training's own matter."""
+    # PyTorch has no class of its own for it.
+    return isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 def _root(error: BaseException) -> BaseException:
@@ -313,6 +323,7 @@ def _say_goodbye(attempt: Any, rank: int, error: BaseException) -> None:
         "rank": rank,
         "error": f"{type(error).__name__}: {text}",
         "traceback": "".join(traceback.format_exception(error)).rstrip(),
+        "memory": no_memory(error),
         "permanent": isinstance(error, _PERMANENT) and not isinstance(error, CheckpointError | ArtifactError),
         "secondary": type(error).__name__ in ("DistBackendError", "DistNetworkError")
         or "Connection closed by peer" in text

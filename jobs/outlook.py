@@ -65,7 +65,7 @@ class Outlook:
         self._accounts = Accounts(policy.half_life)
         self._typical: dict[str, deque[float]] = {}
         self._counted: set[tuple[str, int]] = set()  # ended attempts that were there at the beginning
-        self._postponed: dict[str, float] = {}  # job -> when to look at it again
+        self._postponed: dict[str, tuple[float, float]] = {}  # job -> since when, for how many seconds
 
     def use(self, policy: Policy) -> None:
         """Go by other rules from now on."""
@@ -97,7 +97,8 @@ class Outlook:
             self.look_again(changed)
             self.seen = events[-1].id
         now = self._store.clock().timestamp()
-        due = [job for job, at in self._postponed.items() if at <= now]
+        # A clock that was put back ends the wait too: it is there to save a look, not to keep a job.
+        due = [job for job, (at, seconds) in self._postponed.items() if not 0 <= now - at < seconds]
         self.look_again(due)
 
     def reload(self) -> None:
@@ -124,7 +125,7 @@ class Outlook:
     def postpone(self, job: str, seconds: float) -> None:
         """Leave a job out for a while: somebody else is about to start it."""
         self.backlog.discard(job)
-        self._postponed[job] = self._store.clock().timestamp() + seconds
+        self._postponed[job] = self._store.clock().timestamp(), seconds
 
     def opened(self, job: Waiting) -> None:
         """An attempt of it was opened: it waits no more, and its group has had a turn."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Protocol
@@ -310,10 +310,14 @@ class Service:
         # that is submitted in between would look foreign.
         entries = self.queue.entries()
         waiting = {job.id: job for job in self.store.queued() if job.eligible}
+        foreign = [id for id in entries if id not in waiting]
         missing = [entry_of(job) for id, job in waiting.items() if entries.get(id) != job.attempt + 1]
         if missing:
             self.queue.push(missing)
-        foreign = [id for id in entries if id not in waiting]
+            entries = self.queue.entries()
+        if not same_order(entries, waiting):
+            # Redis of a time in which these ids were other jobs: their places are wrong.
+            self.queue.push([entry_of(job) for job in waiting.values()])
         if foreign:
             self.queue.remove(foreign)
 
@@ -398,6 +402,11 @@ class Service:
             return self.queue.bell(job)
         except QueueUnavailable:
             return None
+
+
+def same_order(entries: Collection[str], waiting: Collection[str]) -> bool:
+    """Whether the jobs that are in both stand in the same order."""
+    return [id for id in entries if id in waiting] == [id for id in waiting if id in entries]
 
 
 def entry_of(job: Queued | Job) -> Entry:

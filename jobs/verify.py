@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from jobs.keeper import Keeper, Server
 from jobs.queue import QueueUnavailable
-from jobs.service import LAUNCH_GRACE, Service
+from jobs.service import LAUNCH_GRACE, Service, same_order
 from jobs.store import AttemptState, Checkpoint, NotFound, Version, repairs
 
 BY = "verify"
@@ -204,6 +204,13 @@ def _queue(parts: Parts) -> Iterator[_Finding]:
                 f"job {id}",
                 f"waits for attempt {waiting[id]}, the queue holds {held} of it",
                 "queue it",
+            ),
+            parts.service.reconcile_queue,
+        )
+    if not wrong and not same_order(entries, waiting):
+        yield (
+            Disagreement(
+                Kind.NOT_QUEUED, "the queue", "holds jobs in another order than they go in", "queue them anew"
             ),
             parts.service.reconcile_queue,
         )

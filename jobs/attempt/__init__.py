@@ -55,7 +55,7 @@ def real_tools(settings: Settings) -> Tools:
     def infrastructure(error: BaseException) -> Cause | None:
         if isinstance(error, training.RankError) and error.fault is not None:
             return Cause(error.fault)
-        return None
+        return Cause.OUT_OF_MEMORY if training.no_memory(error) else None
 
     def leave() -> NoReturn:
         # Ray Train's ranks belong to this process and end with it. Nothing gentler reaches a rank that hangs.

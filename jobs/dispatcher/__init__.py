@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 
 from jobs import logs
+from jobs.dispatcher.overdue import Overdue
 from jobs.dispatcher.parts import Capacity, Launcher, Snapshot, Timings, who
 from jobs.dispatcher.silence import Silence
 from jobs.dispatcher.starting import Starter
@@ -55,6 +56,7 @@ class Dispatcher:
         self._keeper = keeper
         self._timings = timings or Timings(start_timeout=settings.start_timeout)
         self._failures = Failures(logger)
+        self._overdue = Overdue(self._timings)
         self._silence = Silence(service.store, service.queue, self._timings)
         self._starter = Starter(
             service.store, service.queue, launcher, capacity, settings, self._timings, self._failures
@@ -94,9 +96,9 @@ class Dispatcher:
     def step(self, now: float) -> bool:
         """One pass; whether all of it worked.
 
-        `now` is a monotonic time in seconds; the store's clock tells ages.
+        `now` is a monotonic time in seconds.
         """
-        watched = self._try("watching attempts", self.watch)
+        watched = self._try("watching attempts", lambda: self.watch(now))
         watched &= self._try("listening to attempts", lambda: self.listen(now))
         swept = self._try("advancing sweeps", lambda: self._sweeper.step(now))
         launched = self._try("launching attempts", self.launch)
@@ -113,32 +115,11 @@ class Dispatcher:
         """Open and launch attempts of all jobs that may start, and have others make way; returns them."""
         return self._starter.step()
 
-    def watch(self) -> None:
+    def watch(self, now: float) -> None:
         """End attempts that do not stop or do not start in time, and those that are dead."""
-        now = self._store.clock()
         active = self._store.running()
-        grace = self._timings.cancel_grace
-        for job in active:
-            if job.cancel_requested is not None:
-                if (now - job.cancel_requested).total_seconds() >= grace:
-                    error = f"did not stop within {grace:.0f} s of its cancel and was killed"
-                    self._kill(job, AttemptState.CANCELLED, Cause.KILLED, error)
-            elif job.yield_requested is not None:
-                if (now - job.yield_requested).total_seconds() >= grace:
-                    error = f"did not make way within {grace:.0f} s and was killed"
-                    self._kill(job, AttemptState.PREEMPTED, Cause.PREEMPTED, error)
-            elif job.started is None:
-                if (now - job.opened).total_seconds() >= self._timings.start_timeout:
-                    error = (
-                        f"its ranks did not start within {self._timings.start_timeout:.0f} s: "
-                        "the cluster had no room for them, or they hung"
-                    )
-                    self._kill(job, AttemptState.LOST, Cause.START_TIMEOUT, error)
-            elif job.time_limit is not None:
-                trained = (now - job.started).total_seconds()
-                if trained >= job.time_limit + grace:
-                    error = f"trained for {trained:.0f} s, longer than its time_limit, and was killed"
-                    self._kill(job, AttemptState.FAILED, Cause.TIMEOUT, error)
+        for job, verdict in self._overdue.broken(active, now):
+            self._kill(job, verdict.state, verdict.cause, verdict.error)
         if active:
             for attempt in self._service.reconcile_attempts(
                 Snapshot(self._launcher, self._failures), by=who()

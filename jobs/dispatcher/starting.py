@@ -73,7 +73,7 @@ class Starter:
         running = [running_of(job) for job in active]
         history = self.outlook.history(running, cluster)
         decisions = decide(self.outlook.backlog, running, cluster, history, self.outlook.policy, now)
-        if now - self._shown >= _SHOWN_EVERY:
+        if _apart(now, self._shown) >= _SHOWN_EVERY:
             self._queue.publish_outlook(shown(cluster, history, self.outlook.typical()))
             self._shown = now
         self._note_unfit(cluster)
@@ -87,7 +87,7 @@ class Starter:
 
     def _show(self, capacity: Capacity, now: float) -> None:
         sums = {name: value for name, value in vars(capacity).items() if name != "nodes"}
-        if self._sums is None or self._sums[0] != sums or now - self._sums[1] >= _SHOWN_EVERY:
+        if self._sums is None or self._sums[0] != sums or _apart(now, self._sums[1]) >= _SHOWN_EVERY:
             self._queue.publish_cluster(sums)
             self._sums = sums, now
 
@@ -95,7 +95,7 @@ class Starter:
         """Whether the time alone may have changed who starts."""
         assert self._decided is not None
         later = self.outlook.backlog.next_time()
-        return now - self._decided[1] >= self._timings.think or (later is not None and later <= now)
+        return _apart(now, self._decided[1]) >= self._timings.think or (later is not None and later <= now)
 
     def _room(self, capacity: Capacity, active: Sequence[Running]) -> Cluster:
         """What a job may be given now.
@@ -202,6 +202,11 @@ class Starter:
             if self._unfit.get(id) != reason and self._store.note_unfit(id, who(), reason):
                 logger.warning("job %s waits: it %s", id, reason, extra=about(id))
         self._unfit = found
+
+
+def _apart(now: float, then: float) -> float:
+    """Seconds between two moments of a clock that may jump: back, and `then` has passed all the same."""
+    return abs(now - then)
 
 
 class _Rules:

@@ -104,7 +104,8 @@ class OrderVerbs(WaitingVerbs):
             ).rowcount
             value = get_job(connection, job)
             if not changed:
-                raise Conflict(f"job {job} is {value.state} and waits for no moment")
+                held = f"; it is held: `textvae-jobs release {job}` lets it start" if value.held else ""
+                raise Conflict(f"job {job} is {value.state} and waits for no moment{held}")
             self._event(connection, EventKind.REQUEUED, job=job, by=by)
             return value
 

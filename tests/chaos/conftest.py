@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from ..jobs import postgresql as databases
 from .forking import Nursery
 from .ground import Ground, Redis
 
@@ -25,6 +27,19 @@ def redis(tmp_path: Path) -> Iterator[Redis]:
     server = Redis(tmp_path / "redis")
     yield server
     server.stop()
+
+
+@pytest.fixture
+def postgresql() -> Iterator[str]:
+    """The URL of an empty database of ours on a real PostgreSQL, whose socket is in the folder `host`."""
+    programs = databases.programs()
+    if programs is None:
+        missing = "no PostgreSQL: install it, as `apt-get install postgresql` does"
+        if os.environ.get("CI"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    with databases.running(programs) as server, server.database() as url:
+        yield url
 
 
 @pytest.fixture

@@ -8,11 +8,15 @@ import shutil
 import signal
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import select
+
 from jobs.queue import Queue
 from jobs.store import JobState, Store
+from jobs.store.tables import Base
 
 from .forking import Nursery, gone
 from .ground import Ground, end, until
@@ -29,9 +33,26 @@ SCENES: dict[str, tuple[str, ...]] = {
 }
 
 _LEASE = 0.6  # seconds; a test of hundreds of crashes waits for it to end after many of them
-_HASTE = {"grace": 0.4, "lease": _LEASE}
+_HASTE = {"grace": 0.4, "timings": {"claim_lease": _LEASE}}
 
 Points = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Haunting:
+    """What came of an attempt that was frozen, replaced and thawed."""
+
+    reached: bool  # the point at which it was to be frozen
+    refused: bool  # what it was about to write
+    lived: float  # seconds that it and its rank were there once thawed
+    problems: list[str]  # what is not as it must be then
+
+
+def dump(store: Store) -> set[str]:
+    """Everything that the database holds."""
+    tables = Base.metadata.sorted_tables
+    with store.reading() as connection:
+        return {f"{table} {row}" for table in tables for row in connection.execute(select(table))}
 
 
 class Road:
@@ -70,16 +91,12 @@ class Road:
         self._go({role: {"role": role, "refuse": point, "reached": str(reached)}})
         return reached.exists()
 
-    def haunt(self, point: str) -> tuple[bool, float, list[str]]:
-        """Freeze the attempt at this point, have it replaced, and thaw it once its job has ended.
-
-        Returns whether the point was reached, how many seconds the thawed attempt and its rank lived on, and
-        what is not as it must be then.
-        """
+    def haunt(self, point: str) -> Haunting:
+        """Freeze the attempt at this point, have it replaced, and thaw it once its job has ended."""
         reached, processes = self.ground.home / "reached", self.ground.processes
         frozen = {"role": "attempt", "freeze": point, "reached": str(reached)}
         self._client(*self._submit)
-        order = {**self.ground.attempt_order, "points_of": {"attempt": frozen}, "lease": _LEASE}
+        order = {**self.ground.attempt_order, "points_of": {"attempt": frozen}, "timings": {"lease": _LEASE}}
         pid = self.ground.dispatcher(passes=1, attempt=order, **_HASTE)
         until(lambda: gone(pid), "the dispatcher to end")
         until(lambda: reached.exists() or not processes.living(), "the attempt to freeze or to end")
@@ -87,15 +104,16 @@ class Road:
         processes.lose(f"{JOB}-1")
         zombie = holder(self.ground.home / "attempts" / f"{JOB}-1")
         found = self.recover()
-        began = time.monotonic()
+        store = Store(self.ground.settings.database_url)
+        before, began = dump(store), time.monotonic()
         if haunted:
             os.kill(zombie, signal.SIGCONT)
             until(lambda: not processes.living(), "the thawed attempt and its rank to end")
         lived = time.monotonic() - began
-        store = Store(self.ground.settings.database_url)
+        found += [f"{row} was written" for row in sorted(dump(store) - before)]
         found += problems(store, self.ground.settings, self._expected(), processes)
         store.close()
-        return haunted, lived, found
+        return Haunting(haunted, Path(f"{reached}.refused").exists(), lived, found)
 
     def recover(self) -> list[str]:
         """Do what a user and a supervisor would do then; what is not as it must be in the end."""
@@ -145,7 +163,7 @@ class Road:
     def _dispatch(self, points: Points) -> None:
         """One pass of a dispatcher, and the attempt that it launches, to their ends."""
         inner = {role: points[role] for role in ("attempt", "rank") if role in points}
-        order = {**self.ground.attempt_order, "points_of": inner, "lease": _LEASE}
+        order = {**self.ground.attempt_order, "points_of": inner, "timings": {"lease": _LEASE}}
         pid = self.ground.dispatcher(passes=1, points=points.get("dispatcher"), attempt=order, **_HASTE)
         if self.scene == "cancelled" and self._recorded():
             store = Store(self.ground.settings.database_url)

@@ -56,6 +56,11 @@ class Redis:
         return self._process is not None
 
     @property
+    def folder(self) -> Path:
+        """Where its append-only file is."""
+        return self._paths.redis_data
+
+    @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid

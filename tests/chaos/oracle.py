@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from jobs.config import from_mapping
 from jobs.queue import Queue
 from jobs.settings import Settings
 from jobs.store import AttemptState, EventKind, Job, JobState, NotFound, Store
@@ -16,7 +18,7 @@ from textvae.artifacts import Artifacts
 from textvae.checkpoint import CheckpointError
 
 from .launcher import Processes
-from .training import STEPS, chain, weights_of
+from .training import STEPS, chain, fingerprint, uninterrupted, weights_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,9 @@ def problems(
         except NotFound:
             found.append(f"job {expected.id} is lost")
             continue
-        found += [f"job {job.id}: {problem}" for problem in _of_job(store, artifacts, job, expected)]
+        found += [
+            f"job {job.id}: {problem}" for problem in _of_job(store, artifacts, job, expected, settings)
+        ]
     found += _of_models(store, artifacts, settings)
     if settings.redis_url is not None:
         found += _of_redis(store, settings)
@@ -54,7 +58,9 @@ def problems(
     return found
 
 
-def _of_job(store: Store, artifacts: Artifacts, job: Job, expected: Expected) -> Iterable[str]:
+def _of_job(
+    store: Store, artifacts: Artifacts, job: Job, expected: Expected, settings: Settings
+) -> Iterable[str]:
     if not job.state.final:
         yield f"stuck: {job.state}"
     elif job.state not in expected.may_be:
@@ -67,6 +73,7 @@ def _of_job(store: Store, artifacts: Artifacts, job: Job, expected: Expected) ->
     if succeeded != ([job.attempt] if job.state is JobState.SUCCEEDED else []):
         yield f"is {job.state} with attempts {succeeded} succeeded: completed twice, or not at all"
     yield from _of_events(store, job)
+    yield from _of_resumes(store, job)
     for recorded in store.checkpoints(job.id):
         try:
             folder = artifacts.fetch(recorded.location, Path("unused"))
@@ -87,6 +94,30 @@ def _of_job(store: Store, artifacts: Artifacts, job: Job, expected: Expected) ->
             yield "succeeded without a checkpoint of its last epoch"
         elif not expected.real and newest[0].step != expected.epochs * STEPS:
             yield f"succeeded after {newest[0].step} steps"
+        elif expected.real:
+            yield from _of_weights(store, artifacts, job, newest[0].location, settings)
+
+
+def _of_weights(
+    store: Store, artifacts: Artifacts, job: Job, location: str, settings: Settings
+) -> Iterable[str]:
+    """However often it was killed, a real job ends with the weights of one that nobody touched."""
+    config = from_mapping(store.config(job.id)).training_config().model_dump(mode="json")
+    with tempfile.TemporaryDirectory() as scratch:
+        whole = uninterrupted(config, settings.data, Path(scratch))
+    if fingerprint(artifacts.fetch(location, Path("unused"))) != whole:
+        yield f"has in {location} other weights than without interruptions"
+
+
+def _of_resumes(store: Store, job: Job) -> Iterable[str]:
+    """An attempt goes on from the newest checkpoint that was recorded before it: no more is done twice."""
+    made = store.checkpoints(job.id, deleted=True)
+    by_id = {checkpoint.id: checkpoint for checkpoint in made}
+    for attempt in store.attempts(job.id):
+        before = max((c.step for c in made if c.attempt < attempt.number), default=0)
+        resumed = by_id[attempt.resumed_from].step if attempt.resumed_from is not None else 0
+        if attempt.started is not None and resumed != before:
+            yield f"attempt {attempt.number} went on from step {resumed}, not {before}"
 
 
 def _of_events(store: Store, job: Job) -> Iterable[str]:

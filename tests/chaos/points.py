@@ -2,7 +2,8 @@
 
 They are found by instrumentation. `install` wraps every database commit, Redis call, launcher call, fsync,
 rename and delete of the process; the first time the points are recorded, later the process kills itself, with
--9, at one of them. A kill after a call is a kill before the next one, as far as anybody else can see.
+-9, at one of them. A kill after a call is a kill before the next one, as far as anybody else can see. A write
+to the database has a second point, before it begins and while it holds no lock yet: there it can be frozen.
 
 A point is known by what is done to what, and how often that was done before, not by its number in a sequence:
 two threads of a process take turns as they like.
@@ -44,6 +45,18 @@ class _Points:
         self._record = None if record is None else os.open(record, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         self._seen: Counter[str] = Counter()
         self._lock = threading.Lock()
+        self._thawed: int | None = None  # the thread that was frozen
+
+    def written(self) -> None:
+        """A write is committed: if it is what the process was frozen before, it was not refused."""
+        if self._thawed == threading.get_ident():
+            self._thawed = None
+
+    def taken_back(self) -> None:
+        """A write is rolled back: if the process was frozen before it, the file REACHED.refused says so."""
+        if self._thawed == threading.get_ident():
+            self._thawed = None
+            os.close(os.open(f"{self._reached}.refused", os.O_CREAT | os.O_WRONLY))
 
     def reach(self, kind: str, what: str) -> None:
         thread = threading.current_thread().name.partition("-")[0]
@@ -57,6 +70,7 @@ class _Points:
             if point in self._ends:
                 os.close(os.open(self._reached, os.O_CREAT | os.O_WRONLY))
                 os.kill(os.getpid(), self._ends[point])
+                self._thawed = threading.get_ident()
             if point == self._refuse:
                 os.close(os.open(self._reached, os.O_CREAT | os.O_WRONLY))
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -136,15 +150,21 @@ def _watch_database() -> None:
 
     from sqlalchemy import Connection, Engine, event
 
-    @event.listens_for(Engine, "commit")
-    def commit(connection: Connection) -> None:
+    def watched(kind: str, connection: Connection) -> None:
         if connection.get_execution_options().get("textvae_writes"):
             verb = next(
                 frame.name
                 for frame in traceback.extract_stack()[::-1]
                 if "/jobs/store/" in frame.filename and frame.name not in ("writing", "__exit__")
             )
-            reach("commit", verb)
+            reach(kind, verb)
+            if kind == "commit" and _points is not None:
+                _points.written()
+
+    # Listeners of the class are called before those of one engine, which take the lock.
+    event.listen(Engine, "begin", lambda connection: watched("begin", connection))
+    event.listen(Engine, "commit", lambda connection: watched("commit", connection))
+    event.listen(Engine, "rollback", lambda _: _points is not None and _points.taken_back())
 
 
 class watched_launcher:

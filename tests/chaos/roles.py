@@ -9,8 +9,10 @@ import signal
 import sqlite3  # noqa: F401 - whoever changes its user may not be allowed to read it any more
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,14 @@ DISPATCHER = DispatcherTimings(
 )
 
 
+def clock_of(order: dict[str, Any]) -> Callable[[], datetime]:
+    """The machine's clock; once there is a file `jump`, it is wrong by as many seconds as that says."""
+    if "jump" not in order:
+        return utc_now
+    jump = Path(order["jump"])
+    return lambda: utc_now() + timedelta(seconds=float(jump.read_text()) if jump.exists() else 0)
+
+
 def cli(order: dict[str, Any]) -> int:
     """`textvae-jobs WORDS`; its exit code is put into the file `answer` once it is known."""
     os.environ.update(order["environment"])
@@ -72,8 +82,7 @@ def dispatcher(order: dict[str, Any]) -> None:
         Processes(Path(order["folder"]), order["mother"], order["attempt"], cpus=order["cpus"])
     )
     points.install(order)
-    ahead = timedelta(seconds=order.get("ahead", 0))
-    store = Store(settings.database_url, lambda: utc_now() + ahead)
+    store = Store(settings.database_url, clock_of(order))
     queue = Queue(settings.redis_url)
     keeper = Keeper(store, FileServer(settings.home), Artifacts(settings.storage).location, every=0.3)
     dispatching = Dispatcher(
@@ -82,7 +91,7 @@ def dispatcher(order: dict[str, Any]) -> None:
         launcher.capacity,
         settings,
         keeper=keeper,
-        timings=replace(DISPATCHER, claim_lease=order.get("lease", DISPATCHER.claim_lease)),
+        timings=replace(DISPATCHER, **order.get("timings", {})),
     )
     if "passes" in order:
         for now in range(order["passes"]):
@@ -111,7 +120,8 @@ def attempt(order: dict[str, Any]) -> None:
         leave=lambda: os._exit(0),
     )
     attempts.real_tools = lambda _: tools
-    timings = replace(ATTEMPT, lease=order.get("lease", ATTEMPT.lease))
+    attempts.Store = partial(Store, clock=clock_of(order))  # type: ignore[misc,assignment]
+    timings = replace(ATTEMPT, **order.get("timings", {}))
     work.Timings = lambda: timings  # type: ignore[assignment,misc]
     points.install({"points": own.get("attempt")})
     attempts.main({key: order[key] for key in ("job", "number", "settings")})

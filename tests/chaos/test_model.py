@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import os
-import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -22,16 +24,20 @@ from hypothesis.stateful import (
 )
 
 from jobs.config import from_mapping
+from jobs.dispatcher import Capacity, Dispatcher, Timings
 from jobs.queue import Queue
 from jobs.service import Service
+from jobs.settings import Settings
 from jobs.store import AttemptState, Cause, Conflict, NewCheckpoint, StaleAttempt, Store
 
-from .ground import Redis
+from .ground import Redis, until
 from .model import ACTIONS, Model, Refused, after
+from .test_races import at_once
 
+SEED = int(os.environ.get("TEXTVAE_CHAOS_SEED", "1"))
 ALL = os.environ.get("TEXTVAE_CHAOS") == "all"
 DEPTH = 4 if ALL or os.environ.get("CI") else 3
-EXAMPLES, STEPS = (100, 100) if ALL else (4, 25)
+ENOUGH = 10_000 if ALL else 100  # random steps
 
 CONFIG = from_mapping({"name": "model", "retry": {"max_attempts": 2, "max_infrastructure": 1, "backoff": 0}})
 
@@ -167,22 +173,62 @@ def test_every_path_of_transitions_is_what_the_model_says(url: str, redis: Redis
         client.close()
 
 
+class Everything(set[str]):
+    """All names there can be."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
+class Cluster:
+    """Room for everything, and every attempt is there, whoever opened it."""
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+
+    def start(self, name: str, function: object, arguments: object) -> None:
+        self.started.append(name)
+
+    def stop(self, name: str) -> None:
+        raise AssertionError(f"nobody is to be killed, and {name} was")
+
+    def names(self) -> set[str]:
+        return Everything()
+
+    def capacity(self) -> Capacity:
+        return Capacity(100, 0, 100, 0)
+
+
 class Conformance(RuleBasedStateMachine):
-    """Random steps over several jobs by several clients, one at a time and two at once."""
+    """Random steps over several jobs by clients and dispatchers, one at a time and several at once."""
 
     redis: Redis
+    steps: Counter[str]
 
     @initialize()
     def begin(self) -> None:
         self.folder = TemporaryDirectory()
         url = f"sqlite:///{self.folder.name}/textvae.db"
         self.redis.flush()
-        self.clients = [Real(url, self.redis.url) for _ in range(3)]
+        self.clients = [Real(url, self.redis.url) for _ in range(5)]
         self.jobs: dict[str, Model] = {}
+        self.cluster = Cluster()
+        settings = Settings(Path(self.folder.name), url, f"{self.folder.name}/storage", self.redis.url)
+        self.dispatchers = [
+            Dispatcher(
+                client.service,
+                self.cluster,
+                self.cluster.capacity,
+                settings,
+                timings=Timings(reconcile=0, claim_lease=0.02, silence=10**9, think=0),
+            )
+            for client in self.clients[3:]
+        ]
 
     @precondition(lambda self: len(self.jobs) < 4)
     @rule(who=st.integers(0, 2))
     def submit(self, who: int) -> None:
+        self.steps["submit"] += 1
         id = f"job-{len(self.jobs)}"
         for _ in range(2):  # the second time, the same id is the same job
             self.clients[who].service.submit(CONFIG, id=id, owner="ada")
@@ -191,6 +237,7 @@ class Conformance(RuleBasedStateMachine):
     @precondition(lambda self: self.jobs)
     @rule(data=st.data(), who=st.integers(0, 2), action=st.sampled_from(ACTIONS))
     def act(self, data: Any, who: int, action: str) -> None:
+        self.steps[action] += 1
         id = data.draw(st.sampled_from(sorted(self.jobs)))
         self.jobs[id] = perform(self.clients[who], id, self.jobs[id], action)
 
@@ -198,34 +245,74 @@ class Conformance(RuleBasedStateMachine):
     @rule(data=st.data(), actions=st.tuples(st.sampled_from(ACTIONS), st.sampled_from(ACTIONS)))
     def race(self, data: Any, actions: tuple[str, str]) -> None:
         """Two at once are as one after the other, in one order or the other."""
+        self.steps["race"] += 1
         id = data.draw(st.sampled_from(sorted(self.jobs)))
-        job, together = self.jobs[id], threading.Barrier(2)
-
-        def work(client: Real, action: str) -> None:
-            together.wait()
-            try:
-                client.do(id, action, job.attempt)
-            except Refused:
-                return  # what it left behind is compared below
-
-        threads = [
-            threading.Thread(target=work, args=pair) for pair in zip(self.clients, actions, strict=False)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        job = self.jobs[id]
+        at_once(*(partial(self._try, *pair, id) for pair in zip(self.clients, actions, strict=False)))
         first, second = actions
         orders = [serial(job, first, second), serial(job, second, first)]
         self.jobs[id] = self.clients[2].see(id)
         assert self.jobs[id] in orders, (job, actions)
 
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data(), action=st.sampled_from(ACTIONS))
+    def dispatch(self, data: Any, action: str) -> None:
+        """Two dispatchers make a pass, and a client acts on a job at the same moment."""
+        self.steps["dispatch"] += 1
+        id = data.draw(st.sampled_from(sorted(self.jobs)))
+        jobs, began = dict(self.jobs), len(self.cluster.started)
+        passes = [partial(dispatcher.step, 0.0) for dispatcher in self.dispatchers]
+        at_once(*passes, partial(self._try, self.clients[0], action, id))
+        for each, job in jobs.items():
+            # Nobody has to start a job in this pass: another may be about to.
+            orders = {job, after(job, "open")}
+            if each == id:
+                orders = {
+                    outcome(job, action)[0],
+                    serial(job, "open", action),
+                    serial(job, action, "open"),
+                }
+            self.jobs[each] = self.clients[2].see(each)
+            assert self.jobs[each] in orders, (each, job, action)
+        # What was opened is launched, once, by whoever opened it; what a client opens nobody launches.
+        launched = self.cluster.started[began:]
+        opened = {
+            f"{each}-{job.attempt}" for each, job in self.jobs.items() if job.attempt > jobs[each].attempt
+        }
+        assert len(set(launched)) == len(launched)
+        assert opened - set(launched) <= ({f"{id}-{self.jobs[id].attempt}"} if action == "open" else set())
+        assert set(launched) <= opened
+
+    @precondition(lambda self: self.jobs)
+    @rule()
+    def start_all(self) -> None:
+        """In the end every job that waits is started by one dispatcher or the other."""
+        self.steps["start all"] += 1
+
+        def all_started() -> bool:
+            for dispatcher in self.dispatchers:
+                dispatcher.step(0.0)
+            return all(not self.clients[0].see(id).waits for id in self.jobs)
+
+        until(all_started, "all to be started", 10)
+        for id, job in self.jobs.items():
+            self.jobs[id] = after(job, "open")
+            assert self.clients[0].see(id) == self.jobs[id]
+
+    def _try(self, client: Real, action: str, id: str) -> None:
+        with suppress(Refused):  # what it left behind is compared
+            client.do(id, action, self.jobs[id].attempt)
+
+    @precondition(lambda self: self.jobs)
     @rule()
     def empty_redis(self) -> None:
+        self.steps["empty redis"] += 1
         self.redis.flush()
 
+    @precondition(lambda self: self.jobs)
     @rule(who=st.integers(0, 2))
     def compare(self, who: int) -> None:
+        self.steps["compare"] += 1
         waiting = {id: job.attempt + 1 for id, job in self.jobs.items() if job.waits}
         assert self.clients[who].waiting() == waiting
 
@@ -252,14 +339,20 @@ def _of_the_job(action: str) -> bool:
 
 @pytest.mark.timeout(3600)
 def test_random_steps_are_what_the_model_says(redis: Redis):
-    machine = type("Machine", (Conformance,), {"redis": redis})
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=EXAMPLES,
-            stateful_step_count=STEPS,
-            deadline=None,
-            derandomize=True,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    steps = Counter[str]()
+    machine = type("Machine", (Conformance,), {"redis": redis, "steps": steps})
+    # How many steps an example has Hypothesis draws too: as many examples as it takes.
+    for turn in itertools.count(SEED):
+        run_state_machine_as_test(
+            seed(turn)(machine),
+            settings=settings(
+                max_examples=4,
+                stateful_step_count=100 if ALL else 25,
+                deadline=None,
+                database=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+        if steps.total() >= ENOUGH:
+            break
+    print(f"{steps.total()} steps: {dict(steps)}")

@@ -6,21 +6,31 @@ import os
 import random
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
 from jobs.config import from_mapping
 from jobs.queue import Queue
-from jobs.service import Service
-from jobs.store import AttemptState, Cause, Conflict, EventKind, Job, JobState, StaleAttempt, Store
+from jobs.service import Service, Submission
+from jobs.store import (
+    AttemptState,
+    Cause,
+    Conflict,
+    EventKind,
+    Job,
+    JobState,
+    StaleAttempt,
+    Store,
+    StoreUnavailable,
+)
 
-from .ground import Ground, Redis, end, until
+from .ground import Redis
 
 SEED = int(os.environ.get("TEXTVAE_CHAOS_SEED", "1"))
 ALL = os.environ.get("TEXTVAE_CHAOS") == "all"
@@ -31,15 +41,15 @@ CONFIG = from_mapping({"name": "reviews", "retry": {"backoff": 0}})
 
 
 class Cutter:
-    """A way to Redis that cuts every connection after a random number of bytes."""
+    """A way to a server that cuts each connection after a number of bytes, one of `budgets` at random."""
 
-    def __init__(self, url: str, draw: random.Random):
-        self._target = ("127.0.0.1", urlsplit(url).port)
+    def __init__(self, connect: Callable[[], socket.socket], draw: random.Random, budgets: Sequence[int]):
+        self._connect = connect
         self._draw = draw
+        self._budgets = budgets
         self._listening = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.cut = 0
-        port = self._listening.getsockname()[1]
-        self.url = url.replace(f":{self._target[1]}/", f":{port}/")
+        self.port = self._listening.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
@@ -51,8 +61,8 @@ class Cutter:
                 client, _ = self._listening.accept()
             except OSError:
                 return  # closed
-            server = socket.create_connection(self._target)
-            budget = [self._draw.choice([0, 40, 120, 400, 10**9])]
+            server = self._connect()
+            budget = [self._draw.choice(self._budgets)]
             for source, target in ((client, server), (server, client)):
                 threading.Thread(target=self._carry, args=(source, target, budget), daemon=True).start()
 
@@ -112,12 +122,30 @@ def at_once(*calls: Callable[[], object]) -> list[object]:
     return results
 
 
+def to_redis(url: str) -> Cutter:
+    port = urlsplit(url).port
+    budgets = [0, 40, 120, 400, 10**9]
+    return Cutter(lambda: socket.create_connection(("127.0.0.1", port)), random.Random(SEED), budgets)
+
+
+def to_postgresql(folder: str) -> Cutter:
+    def connect() -> socket.socket:
+        server = socket.socket(socket.AF_UNIX)
+        server.connect(f"{folder}/.s.PGSQL.5432")
+        return server
+
+    # Saying hello takes more than a thousand bytes, a submit some thousands.
+    return Cutter(connect, random.Random(SEED), [0, 1000, 3000, 6000, 20_000, 10**9])
+
+
 @pytest.mark.timeout(3600)
 def test_of_fifty_clients_with_one_id_one_makes_the_job(service: Service, url: str, redis: Redis):
     """Their connections to Redis are cut at random: the job is there once, and queued in the end."""
-    cutter = Cutter(redis.url, random.Random(SEED))
+    cutter = to_redis(redis.url)
+    way = redis.url.replace(f":{urlsplit(redis.url).port}/", f":{cutter.port}/")
     rounds = ROUNDS if ALL else 3
-    services = [Service(service.store, Queue(cutter.url)) for _ in range(CLIENTS)]
+    stores = [Store(url) for _ in range(CLIENTS)]
+    services = [Service(store, Queue(way)) for store in stores]
     for number in range(rounds):
         id = f"job-{number}"
         results = at_once(*(partial(one.submit, CONFIG, id=id, owner="ada") for one in services))
@@ -126,10 +154,48 @@ def test_of_fifty_clients_with_one_id_one_makes_the_job(service: Service, url: s
         assert [event.kind for event in service.store.events(id)] == [EventKind.SUBMITTED]
     for one in services:
         one.queue.close()
+        one.store.close()
     cutter.close()
     assert cutter.cut > rounds
     service.reconcile_queue()
     assert list(service.queue.entries()) == [f"job-{number}" for number in range(rounds)]
+
+
+@pytest.mark.timeout(3600)
+def test_a_submit_whose_connection_to_postgresql_is_cut_is_tried_again(postgresql: str, redis: Redis):
+    """By its user, with the same id: before, during and after the commit of fifty clients at once."""
+    cutter = to_postgresql(postgresql.partition("?host=")[2])
+    way = postgresql.partition("?")[0].replace("@/", f"@127.0.0.1:{cutter.port}/")
+    queue = Queue(redis.url)
+    rounds, failed = ROUNDS if ALL else 3, 0
+    lock = threading.Lock()
+
+    def submit(number: int, id: str) -> Submission:
+        nonlocal failed
+        while True:
+            try:
+                if stores[number] is None:
+                    stores[number] = Store(way)
+                return Service(stores[number], queue).submit(CONFIG, id=id, owner="ada")
+            except StoreUnavailable:
+                with lock:
+                    failed += 1
+
+    stores: list[Any] = [None] * CLIENTS
+    store = Store(postgresql)
+    for number in range(rounds):
+        id = f"job-{number}"
+        results = at_once(*(partial(submit, client, id) for client in range(CLIENTS)))
+        assert {result.job.id for result in results} == {id}  # type: ignore[attr-defined]
+        assert sum(result.created for result in results) <= 1  # type: ignore[attr-defined]
+        assert [event.kind for event in store.events(id)] == [EventKind.SUBMITTED]
+    assert [job.id for job in store.jobs()] == [f"job-{number}" for number in range(rounds)][::-1]
+    print(f"{rounds} rounds of {CLIENTS} clients: {failed} submits were cut and tried again")
+    assert failed > rounds
+    for each in (*stores, store):
+        each.close()
+    cutter.close()
+    queue.close()
 
 
 def begin(service: Service, id: str) -> Job:
@@ -192,6 +258,7 @@ def test_a_cancel_races_with_a_retry(service: Service, url: str, redis: Redis):
             assert job.state in (JobState.QUEUED, JobState.CANCELLED)
             service.reconcile_queue()
             assert (id in service.queue.entries()) == (job.state is JobState.QUEUED)
+            assert service.queue.leases([id]) == {}
 
 
 @pytest.mark.timeout(3600)
@@ -217,22 +284,3 @@ def test_a_cancel_races_with_recovery(service: Service, url: str, redis: Redis):
             assert job.state is JobState.CANCELLED
             lost = [event for event in service.store.events(id) if event.kind is EventKind.FINISHED]
             assert len(lost) == 1
-
-
-def test_a_cancelled_attempt_leaves_no_process(ground: Ground, redis: Redis):
-    ground.attempt_order["pace"] = 0.1
-    dispatcher = ground.dispatcher()
-    store, took = Store(ground.settings.database_url), []
-    for number in range(20 if ALL else 2):
-        id = f"job-{number}"
-        assert ground.client("submit", str(ground.config("stub", number, 50)), "--id", id).wait() == 0
-        until(lambda id=id: store.checkpoints(id), "a checkpoint")  # type: ignore[misc]
-        began = time.monotonic()
-        assert ground.client("cancel", id).wait() == 0
-        until(lambda id=id: store.job(id).state.final, "the cancel")  # type: ignore[misc]
-        took.append(time.monotonic() - began)
-        assert store.job(id).state is JobState.CANCELLED
-    ground.settle(store)
-    end(dispatcher)
-    store.close()
-    print(f"from the cancel of a running job to its end: {max(took):.1f} s at most")

@@ -6,18 +6,21 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from sqlalchemy import insert
 
+from jobs.attempt import Timings as AttemptTimings
 from jobs.config import from_mapping
-from jobs.queue import Queue
+from jobs.dispatcher import Timings
+from jobs.queue import Entry, Queue
 from jobs.service import Service
 from jobs.store import AttemptState, JobState, Store
 from jobs.store.tables import JobRow
 
-from .ground import Redis
+from .ground import Ground, Redis, end, until
 
 ALL = os.environ.get("TEXTVAE_CHAOS") == "all"
 JOBS = 10_000 if ALL or os.environ.get("CI") else 2_000
@@ -55,17 +58,53 @@ def submit_many(store: Store, number: int) -> None:
         connection.execute(insert(JobRow), rows)
 
 
-def test_thousands_of_queued_jobs_are_back_in_the_same_order(service: Service, redis: Redis):
-    submit_many(service.store, JOBS)
-    service.reconcile_queue()
-    order = list(service.queue.entries())
-    assert order == [job.id for job in service.store.queued()]
-    assert len(order) == JOBS
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("how", ["emptied", "gone", "old"])
+def test_thousands_of_queued_jobs_are_back_in_the_same_order(ground: Ground, redis: Redis, how: str):
+    """With the timings of production, while two attempts train, which go on: Redis is emptied; or gone for a
+    minute, and back empty; or back with an append-only file that knows other jobs and an old lease."""
+    store, queue = Store(ground.settings.database_url), Queue(redis.url)
+    queue.push([Entry("job-00001", 1, 5, 1), Entry("of-another", 1, 0, 1)])
+    queue.renew("first", 0, 600)
+    redis.stop()
+    old = shutil.copytree(redis.folder, ground.home / "old")
+    redis.start()
     redis.flush()
+    ground.cpus = 2
+    ground.attempt_order |= {"pace": 0.3, "timings": asdict(AttemptTimings())}
+    training = ("first", "second")
+    for number, id in enumerate(training):
+        config = str(ground.config("stub", number, 500))
+        assert ground.client("submit", config, "--id", id, "--priority", "9").wait() == 0
+    submit_many(store, JOBS)
+    dispatcher = ground.dispatcher(timings=asdict(Timings()))
+    until(lambda: all(store.checkpoints(id) for id in training), "both to train")
+    until(lambda: len(queue) == JOBS, "all to be queued")
+    order = [job.id for job in store.queued()]
+    assert list(queue.entries()) == order
+    assert len(order) == JOBS
+
+    if how == "emptied":
+        redis.flush()
+    else:
+        redis.stop()
+        time.sleep(60 if ALL else 3)
+        shutil.rmtree(redis.folder)
+        if how == "old":
+            shutil.copytree(old, redis.folder)
+        else:
+            redis.folder.mkdir()
+        redis.start()
     began = time.monotonic()
-    service.reconcile_queue()
-    print(f"{JOBS} jobs were back in {time.monotonic() - began:.1f} s")
-    assert list(service.queue.entries()) == order
+    steps = {id: store.checkpoints(id)[0].step for id in training}
+    until(lambda: list(queue.entries()) == order, "all to be back", 10, pause=0.1)
+    print(f"{how}: {JOBS} jobs were back in {time.monotonic() - began:.1f} s")
+    until(lambda: queue.leases(training) == dict.fromkeys(training, 1), "the leases to be taken again", 10)
+    until(lambda: all(store.checkpoints(id)[0].step > steps[id] for id in training), "both to go on")
+    assert [(a.job, a.number) for a in store.attempts(active=True)] == [(id, 1) for id in training]
+    end(dispatcher)
+    queue.close()
+    store.close()
 
 
 def test_redis_with_an_old_append_only_file_is_corrected(service: Service, redis: Redis, tmp_path: Path):

@@ -7,14 +7,19 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from jobs.attempt import Timings
+from jobs.queue import Queue
+from jobs.service import Service
 from jobs.store import AttemptState, Cause, JobState, Store
 
-from .crashes import Road
-from .forking import Nursery
+from .crashes import Haunting, Road
+from .forking import Nursery, gone
 from .ground import Ground, Redis, end, until
 from .launcher import holder, kill
 from .oracle import Expected, problems
@@ -25,28 +30,84 @@ SHARE = 4
 _STOP, _CONT = signal.SIGSTOP, signal.SIGCONT
 
 
-@pytest.mark.timeout(3600)
-def test_what_a_thawed_attempt_writes_changes_nothing(tmp_path: Path, nursery: Nursery, redis: Redis):
-    """Frozen before each of its calls but commits: an open transaction of SQLite keeps all others out."""
+def haunted(points: list[str], times: int, folder: Path, make: Callable[[Path], Road]) -> list[Haunting]:
+    """Haunt the road at these points in turn, until so many were reached; those."""
+    found: list[Haunting] = []
+    wrong = []
+    for number in range(
+        times + times // 4 + 1
+    ):  # two threads take turns as they like: a few are never reached
+        if len(found) == times:
+            break
+        home, point = folder / str(number), points[number % len(points)]
+        one = make(home).haunt(point)
+        wrong += [f"{point}: {problem}" for problem in one.problems]
+        if one.reached:
+            found.append(one)
+        if not one.problems:
+            shutil.rmtree(home)
+    assert not wrong, "\n".join(wrong)
+    assert len(found) >= 0.8 * times
+    assert max(one.lived for one in found) < 5.0
+    print(
+        f"{len(found)} zombies: {sum(one.refused for one in found)} late writes refused;"
+        f" they lived for {max(one.lived for one in found):.1f} s at most once thawed"
+    )
+    return found
+
+
+@pytest.fixture
+def make(tmp_path: Path, nursery: Nursery, redis: Redis) -> Callable[[Path], Road]:
+    """Makes a road below the folder that it is given."""
     template = tmp_path / "template"
     Road("straight", template, nursery, redis.url, None)
-    redis.flush()
-    points = Road("straight", tmp_path / "whole", nursery, redis.url, template).points()
+
+    def make(home: Path) -> Road:
+        redis.flush()
+        return Road("straight", home, nursery, redis.url, template)
+
+    return make
+
+
+@pytest.mark.timeout(3600)
+def test_what_a_thawed_attempt_writes_changes_nothing(tmp_path: Path, make: Callable[[Path], Road]):
+    """Frozen before each of its calls but commits: an open transaction of SQLite keeps all others out."""
+    points = make(tmp_path / "whole").points()
     points = [p for p in points if p.startswith("attempt ") and " commit " not in p and " watch " not in p]
     chosen = points if ALL else random.Random(SEED).sample(points, SHARE)
-    found, lived = [], []
-    for number, point in enumerate(chosen):
-        redis.flush()
-        home = tmp_path / str(number)
-        haunted, seconds, problems_ = Road("straight", home, nursery, redis.url, template).haunt(point)
-        if haunted:
-            lived.append(seconds)
-        found += [f"{point}: {problem}" for problem in problems_]
-        shutil.rmtree(home)
-    print(f"{len(lived)} zombies of {len(chosen)}; they lived for {max(lived):.1f} s at most once thawed")
-    assert not found, "\n".join(found)
-    assert len(lived) >= 0.8 * len(chosen)
-    assert max(lived) < 5.0
+    haunted(chosen, len(chosen), tmp_path, make)
+
+
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("write", ["record_checkpoint", "finish_attempt", "record_version"])
+def test_a_late_write_is_refused(tmp_path: Path, make: Callable[[Path], Road], write: str):
+    """Frozen right before it begins: a report with its checkpoint, a completion, a promotion."""
+    points = [p for p in make(tmp_path / "whole").points() if p.startswith(f"attempt begin {write} ")]
+    times = 100 if ALL else 2
+    found = haunted(points, times, tmp_path, make)
+    assert len(found) == times
+    # Its other thread may end it before it comes to write at all.
+    assert sum(one.refused for one in found) >= 0.8 * times
+
+
+@pytest.mark.parametrize("turn", range(20 if ALL else 1))
+def test_an_attempt_that_was_replaced_is_gone_within_five_seconds(ground: Ground, redis: Redis, turn: int):
+    """With the timings of production, and nobody who would kill it."""
+    ground.attempt_order |= {"pace": 0.1, "timings": asdict(Timings())}
+    assert ground.client("submit", str(ground.config("stub", 3, 20)), "--id", "job").wait() == 0
+    pid = ground.dispatcher(passes=1)
+    until(lambda: gone(pid), "the dispatcher to end")
+    store, queue = Store(ground.settings.database_url), Queue(ground.settings.redis_url)
+    until(lambda: store.checkpoints("job"), "a checkpoint")
+    time.sleep(random.Random(SEED + turn).random())
+    Service(store, queue).finish("job", 1, AttemptState.LOST, by="test", cause=Cause.DIED)
+    began = time.monotonic()
+    until(lambda: not ground.processes.living(), "the attempt and its rank to end")
+    took = time.monotonic() - began
+    print(f"they were gone {took:.2f} s after the lease was lost")
+    assert took < 5.0
+    queue.close()
+    store.close()
 
 
 def test_a_frozen_attempt_that_the_cluster_sees_is_killed_and_tried_again(ground: Ground, redis: Redis):

@@ -164,7 +164,8 @@ def _stub(order: Mapping[str, Any], scratch: Path, say: Say) -> str:
         state, done = chain(seed, done + 1, state, done), done + 1
         epoch = done // STEPS
         whole = done % STEPS == 0
-        stop = say({"kind": "progress", "epoch": epoch + 1, "epochs": epochs, "step": done, "loss": 1.0})
+        at = {"epoch": epoch + 1, "epochs": epochs, "step": done, "steps": epochs * STEPS}
+        stop = say({"kind": "progress", **at, "loss": 1.0})
         if not whole and not stop["stop"]:
             continue
         folder = scratch / (f"epoch-{epoch:02}" if whole else f"step-{done:06}")
@@ -208,6 +209,7 @@ class _Hooks:
         self._stop |= self._say({"kind": "progress", **asdict(progress)})["stop"]
 
     def stop(self) -> bool:
+        points.reach("step", "taken")
         return self._stop
 
     def checkpoint(self, folder: Path, digest: str, position: Position, report: Any) -> None:
@@ -243,3 +245,44 @@ def _real(order: Mapping[str, Any], scratch: Path, say: Say) -> str:
         digest=digest,
     )
     return "finished" if outcome.finished else "stopped"
+
+
+class _Keep:
+    """textvae.train.Hooks that keep the last checkpoint."""
+
+    def __init__(self) -> None:
+        self.last: Path | None = None
+
+    def progress(self, progress: Any) -> None:
+        """Nobody looks."""
+
+    def stop(self) -> bool:
+        return False
+
+    def checkpoint(self, folder: Path, digest: str, position: Position, report: Any) -> None:
+        self.last = folder
+
+    def epoch(self, report: Any) -> None:
+        """Its checkpoint is enough."""
+
+
+def uninterrupted(config: Mapping[str, Any], data_folder: Path, scratch: Path) -> dict[str, str]:
+    """Train as a real job's config says, without any interruption; see `fingerprint`."""
+    import torch
+
+    from textvae.config import Config, parse
+    from textvae.train import run
+
+    hooks, threads = _Keep(), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        run(parse(Config, dict(config)), data_folder=data_folder, scratch=scratch, hooks=hooks)
+    finally:
+        torch.set_num_threads(threads)
+    assert hooks.last is not None
+    return fingerprint(hooks.last)
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    """The hashes of a checkpoint's weights and optimizer: equal only if every bit is."""
+    return {name: checkpoint.sha256(folder / name) for name in (checkpoint.MODEL, checkpoint.OPTIMIZER)}

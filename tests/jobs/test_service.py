@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import insert
 
 from jobs.config import JobConfig, default_owner, from_mapping
-from jobs.queue import Queue
+from jobs.queue import Entry, Queue
 from jobs.service import ALPHABET, LAUNCH_GRACE, InvalidRequest, Service
 from jobs.store import (
     Ambiguous,
@@ -222,6 +222,17 @@ def test_reconciling_makes_redis_say_what_the_store_says(service: Service, add_j
     assert service.queue.entries() == {"kept": 1, "running": 1, "cancelled": 1, "requeued": 1}
     service.reconcile_queue()
     assert service.queue.entries() == {"kept": 1, "missing": 1, "requeued": 2}
+
+
+def test_redis_of_a_time_when_the_ids_were_other_jobs_is_put_in_order(service: Service, add_job: AddJob):
+    for id in ("one", "two", "three"):
+        add_job(id)
+    order = ["one", "two", "three"]
+    for wrong in ([Entry("two", 1, 9, 7)], [Entry("two", 1, 9, 7), Entry("one", 1, 0, 900)]):
+        service.queue.remove(order)
+        service.queue.push(wrong)
+        service.reconcile_queue()
+        assert list(service.queue.entries()) == order
 
 
 def test_a_job_submitted_while_reconciling_is_not_taken_for_foreign(

@@ -155,6 +155,14 @@ def test_a_job_that_is_not_queued_and_one_that_should_not_be(
     assert queue.entries() == {"missing": 1}
 
 
+def test_a_queue_in_another_order(parts: Parts, queue: Queue, add_job: AddJob, service: Service):
+    for id in ("one", "two"):
+        add_job(id)
+    queue.push([Entry("one", 1, 0, 900), Entry("two", 1, 0, 2)])
+    repaired(parts, Kind.NOT_QUEUED)
+    assert list(queue.entries()) == ["one", "two"]
+
+
 def test_a_lease_of_an_attempt_that_has_ended(parts: Parts, store: Store, queue: Queue, train: Any):
     train("first")
     store.finish_attempt("first", 1, AttemptState.SUCCEEDED, by="attempt")

@@ -82,6 +82,11 @@ class At:
             self.now += 1
             self.dispatcher.step(self.now)
 
+    def later(self, seconds: float) -> None:
+        """The next pass comes after so many seconds."""
+        self.now += seconds
+        self.dispatcher.step(self.now)
+
 
 @pytest.fixture
 def cluster() -> Cluster:

@@ -92,11 +92,11 @@ def test_an_attempt_that_outlives_its_time_limit_is_killed(
     dispatcher.step()
     clock.forward(100)
     service.store.start_attempt("one", 1)  # from here on its time runs
-    clock.forward(600 + 29)
+    service.queue.renew("one", 1, 1000)
     dispatcher.step()
+    dispatcher.later(600 + 29)
     assert cluster.stopped == []  # it may stop by itself, with a checkpoint
-    clock.forward(1)
-    dispatcher.step()
+    dispatcher.later(1)
     assert cluster.stopped == ["one-1"]
     (ended, again) = service.store.attempts("one")
     assert (ended.state, ended.cause, again.number) == (AttemptState.FAILED, Cause.TIMEOUT, 2)
@@ -110,8 +110,8 @@ def test_a_requeued_attempt_that_does_not_make_way_is_killed_and_its_job_goes_on
     dispatcher.step()
     service.store.start_attempt("one", 1)
     service.requeue("one", by="ada")
-    clock.forward(31)
     dispatcher.step()
+    dispatcher.later(30)
     assert cluster.stopped == ["one-1"]
     job = service.store.job("one")
     assert (job.state, job.errors_used, job.infrastructure_used) == (JobState.RUNNING, 0, 0)

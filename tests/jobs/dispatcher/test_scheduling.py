@@ -80,8 +80,8 @@ def test_one_that_does_not_make_way_is_killed_and_queued_again(
     dispatcher.step()
     begin(store, "low")
     store.request_yield("low", "ada")
-    clock.forward(31)
     dispatcher.step()
+    dispatcher.later(30)
     assert cluster.stopped == ["low-1"]
     (killed, *_) = store.attempts("low")
     assert (killed.state, killed.cause) == (AttemptState.PREEMPTED, Cause.PREEMPTED)
@@ -95,11 +95,11 @@ def test_one_that_trains_far_beyond_its_time_limit_is_killed(
     add_job("long", time_limit=60)
     dispatcher.step()
     begin(service.store, "long")
-    clock.forward(89)
+    service.queue.renew("long", 1, 600)
     dispatcher.step()
+    dispatcher.later(89)
     assert cluster.stopped == []
-    clock.forward(2)
-    dispatcher.step()
+    dispatcher.later(1)
     assert cluster.stopped == ["long-1"]
     assert service.store.attempts("long")[0].cause is Cause.TIMEOUT
 

@@ -54,11 +54,10 @@ def test_a_cancelled_attempt_has_its_grace_and_is_killed_after_it(
     dispatcher.step()
     service.store.start_attempt("one", 1)
     service.cancel("one")
-    clock.forward(29)
     dispatcher.step()
+    dispatcher.later(29)
     assert cluster.stopped == []
-    clock.forward(2)
-    dispatcher.step()
+    dispatcher.later(1)
     assert cluster.stopped == ["one-1"]
     (attempt,) = service.store.attempts("one")
     assert (attempt.state, attempt.cause) == (AttemptState.CANCELLED, Cause.KILLED)
@@ -74,9 +73,10 @@ def test_a_kill_that_is_not_confirmed_is_tried_again(
     add_job("one")
     dispatcher.step()
     service.cancel("one")
-    clock.forward(31)
+    dispatcher.step()
     cluster.dies = False
-    dispatcher.step(2)
+    dispatcher.later(30)
+    dispatcher.step()
     assert cluster.stopped == ["one-1"] * 2
     assert service.store.job("one").state is JobState.RUNNING
     cluster.dies = True
@@ -102,8 +102,9 @@ def test_an_attempt_that_cannot_be_killed_keeps_nobody_else_waiting(
     cluster.alive.discard("three-1")
     service.queue.release("three", 1)
     cluster.immortal.add("one-1")
-    clock.forward(31)
-    dispatcher.step(3)
+    dispatcher.step()
+    dispatcher.later(30)
+    dispatcher.step(2)
     assert service.store.job("one").state is JobState.RUNNING
     assert service.store.job("two").state is JobState.CANCELLED
     assert service.store.attempts("three")[0].state is AttemptState.LOST
@@ -116,19 +117,69 @@ def test_ranks_that_do_not_start_in_time_are_stopped_and_tried_again(
     add_job("one", retry=Retry(max_infrastructure=1))
     dispatcher.step()
     service.store.join_attempt("one", 1, host="here")  # its process is there, its ranks are not
-    clock.forward(119)
+    service.queue.renew("one", 1, 600)
     dispatcher.step()
+    dispatcher.later(119)
     assert cluster.stopped == []
-    clock.forward(2)
-    dispatcher.step()
+    dispatcher.later(1)
     assert cluster.stopped == ["one-1"]
     assert running(service.store) == ["one-2"]
     assert service.store.attempts("one")[0].cause is Cause.START_TIMEOUT
-    clock.forward(121)
+    service.queue.renew("one", 2, 600)
     dispatcher.step()
+    dispatcher.later(120)
     job = service.store.job("one")
     assert job.state is JobState.FAILED  # it had one retry
     assert "did not start within 120 s" in (job.error or "")
+
+
+@pytest.mark.parametrize("jump", [3600, -3600])
+def test_a_clock_that_jumps_ends_nobody_s_time(
+    dispatcher: At, service: Service, cluster: Cluster, add_job: AddJob, clock: Clock, jump: float
+):
+    """One trains under a time limit, one is told to stop, one to make way, and one starts."""
+    ids = ("trains", "stops", "yields", "starts")
+    for id in ids:
+        add_job(id, time_limit=600)
+    dispatcher.step()
+    for id in ids[:3]:
+        service.store.start_attempt(id, 1)
+        service.queue.renew(id, 1, 600)
+    service.cancel("stops")
+    service.requeue("yields", by="ada")
+    dispatcher.step()
+    clock.forward(jump)
+    dispatcher.later(20)
+    assert cluster.stopped == []
+    dispatcher.later(10)
+    assert cluster.stopped == ["stops-1", "yields-1"]
+    dispatcher.later(90)
+    assert cluster.stopped[2:] == ["starts-1"]
+    dispatcher.later(509)
+    assert service.store.job("trains").state is JobState.RUNNING
+    dispatcher.later(1)
+    assert service.store.attempts("trains")[0].cause is Cause.TIMEOUT
+
+
+def test_a_clock_that_was_put_back_stops_no_dispatcher(
+    dispatcher: At,
+    service: Service,
+    cluster: Cluster,
+    add_job: AddJob,
+    clock: Clock,
+    redis_server: RedisServer,
+):
+    """It shows on what it sees of the cluster, and looks again at a job that another was about to open."""
+    add_job("one")
+    assert service.queue.take({"one": 1}, 60)  # by a dispatcher that dies then
+    dispatcher.step()
+    assert running(service.store) == []
+    redis_server.flush()
+    clock.forward(-3600)
+    dispatcher.step()
+    assert service.queue.cluster() is not None
+    assert service.queue.outlook() is not None
+    assert running(service.store) == ["one-1"]
 
 
 def test_a_cluster_that_does_not_answer_ends_nothing(
@@ -148,8 +199,9 @@ def test_a_cluster_that_does_not_answer_ends_nothing(
     service.cancel("two")
     add_job("three")
     cluster.answers = False
-    clock.forward(1000)
-    dispatcher.step(5)
+    dispatcher.step()
+    dispatcher.later(50)
+    dispatcher.step(3)
     assert running(service.store) == ["one-1", "two-1"]
     failures = [record for record in caplog.records if "does not answer" in record.getMessage()]
     assert 1 <= len(failures) <= 3  # once for each part of a pass, not once a pass
@@ -173,9 +225,9 @@ def test_without_redis_attempts_are_watched_still(
     service.store.start_attempt("one", 1)
     service.store.request_cancel("one", "ada")
     redis_server.stop()
-    clock.forward(31)
     add_job("three")
     dispatcher.step()
+    dispatcher.later(30)
     assert service.store.job("one").state is JobState.CANCELLED
     assert running(service.store) == ["two-1"]
     redis_server.start()  # and it is empty
@@ -234,7 +286,7 @@ def test_an_error_that_nobody_expects_does_not_end_the_daemon(
     monkeypatch: pytest.MonkeyPatch,
 ):
     add_job("one")
-    monkeypatch.setattr(dispatcher.dispatcher, "watch", lambda: 1 / 0)
+    monkeypatch.setattr(dispatcher.dispatcher, "watch", lambda now: 1 / 0)
     dispatcher.step(2)
     assert running(service.store) == ["one-1"]
     (record,) = [record for record in caplog.records if "ZeroDivisionError" in record.getMessage()]

@@ -55,8 +55,12 @@ def test_a_job_does_not_start_before_its_moment(store: Store, add_job: AddJob, c
 def test_a_job_that_waits_for_a_moment_can_be_hurried(store: Store, add_job: AddJob, clock: Clock):
     add_job("first", not_before=clock.now + timedelta(hours=1))
     assert store.hurry("first", "ada").not_before is None
-    with pytest.raises(Conflict, match="waits for no moment"):
+    with pytest.raises(Conflict, match=r"waits for no moment$"):
         store.hurry("first", "ada")
+    store.hold("first", "ada")
+    with pytest.raises(Conflict, match="it is held: `textvae-jobs release first` lets it start"):
+        store.hurry("first", "ada")
+    store.release("first", "ada")
     assert store.open_attempt("first", 1, by="test") is not None
 
 
