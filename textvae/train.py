@@ -160,6 +160,7 @@ class _Loop:
         self.position = Position()
         self.sums: Mapping[str, Any] = {}
         self.seconds = 0.0  # of all epochs completed
+        self.under_way = False
         if saved:
             self.model.load_state_dict(saved.model_state)
             self.optimizer.load_state_dict(saved.optimizer_state)
@@ -214,6 +215,9 @@ class _Loop:
         self.model.train()
         for batch in self.train_batches.epoch(epoch, start=first):
             loss = self._step(batch, meter)
+            if not self.under_way and self.ranks.rank == 0:
+                logger.info("the first step is done")  # the log tells how long it took to get here
+            self.under_way = True
             read = int(batch.lengths.sum())
             tokens += read
             self.position = Position(epoch, self.position.step + 1, self.position.batch + 1)

@@ -259,17 +259,22 @@ def _quickstart(folder: Path, rounds: int, steps: int) -> dict[str, Any]:
     mapping = read_yaml(CONFIGS / "quickstart.yaml")
     count = mapping["training"]["batch_size"] * (steps * (_WARM_UP + rounds) + 10)
     count += count // 5  # a tenth is held out for validation
-    draw = random.Random(0)
-    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(8000)]
-    weights = [1 / (place + 1) for place in range(len(words))]  # as often as words of a language
-    with (folder / "reviews.jsonl").open("w", encoding="utf-8") as file:
-        for number in range(count):
-            text = " ".join(draw.choices(words, weights, k=draw.randint(5, 40)))
-            file.write(json.dumps({"text": text, "label": number % 2}) + "\n")
+    made_up_sentences(folder / "reviews.jsonl", count)
     mapping["data"] = {"source": "files", "train": [str(folder / "reviews.jsonl")]}
     mapping["resources"] = {"ranks": 1, "cpus_per_rank": 1}
     (folder / "config.yaml").write_text(json.dumps(mapping), "utf-8")  # JSON is YAML, too
     return without_service(mapping).model_dump(mode="json")
+
+
+def made_up_sentences(path: Path, count: int) -> None:
+    """So many labelled reviews of 5 to 40 made-up words, as often as words of a language."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(8000)]
+    weights = [1 / (place + 1) for place in range(len(words))]
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(count):
+            text = " ".join(draw.choices(words, weights, k=draw.randint(5, 40)))
+            file.write(json.dumps({"text": text, "label": number % 2}) + "\n")
 
 
 def _start_ray(folder: Path) -> tuple[subprocess.Popen[bytes], str, Path]:

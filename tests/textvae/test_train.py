@@ -141,6 +141,17 @@ def test_training_reports_every_epoch_and_learns(whole):
     assert saved.metrics == expected
 
 
+def test_the_log_tells_once_when_the_first_step_was_done(folder, tmp_path, caplog):
+    with caplog.at_level("INFO", "textvae"):
+        run(elbo(folder), folder, tmp_path, Hooks(stop_after=STEPS + 2))
+    built, first = (
+        [number for number, message in enumerate(caplog.messages) if part in message]
+        for part in (" parameters, 1 rank(s) on cpu, step 0", "the first step is done")
+    )
+    assert len(built) == len(first) == 1
+    assert built < first
+
+
 @pytest.mark.parametrize("step", [1, 3, STEPS, STEPS + 1, 2 * STEPS + 5, 3 * STEPS])
 def test_stopped_and_resumed_training_ends_with_the_same_weights(folder, whole, tmp_path, step):
     stopped = Hooks(stop_after=step)
