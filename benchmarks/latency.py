@@ -152,9 +152,8 @@ def shown(result: Mapping[str, Any]) -> str:
             f"{name:20}{each['medians']:9.2f}   pairs {each['paired']:.2f}, 95 % {each['low']:.2f} to "
             f"{each['high']:.2f}"
         )
-    lines.append(
-        f"promised: {result['promised']}; ranks {result['ranks']}, load before {result['load before']}"
-    )
+    lines.append(f"promised: {result['promised']}")
+    lines.append(f"{result['rounds']} rounds, {result['ranks']} rank(s), load before {result['load before']}")
     for name, stages in result["stages"].items():
         lines.append(f"\n{name + ': stage':24}{'reached':>9}{'took':>9}   seconds, medians")
         before = 0.0

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, case, exists, func, select
+from sqlalchemy import ColumnElement, Connection, Select, case, exists, func, select
 from sqlalchemy.orm import aliased
 
 from jobs.store.jobs import JobVerbs, unmet
@@ -69,6 +69,31 @@ _ENDED = (
 )
 
 
+def _past(which: ColumnElement[bool]) -> Select[str, datetime | None, Any]:
+    """Of the jobs that have ended attempts: when the newest ended, and how many made way."""
+    made_way = case((AttemptRow.state == AttemptState.PREEMPTED, 1), else_=0)
+    return (
+        select(
+            AttemptRow.job,
+            func.max(AttemptRow.finished).label("finished"),
+            func.sum(made_way).label("preempted"),
+        )
+        .join(JobRow, JobRow.id == AttemptRow.job)
+        .where(which, JobRow.attempt > 0, AttemptRow.finished.is_not(None))
+        .group_by(AttemptRow.job)
+    )
+
+
+# Asked several times in each pass of a dispatcher: putting a statement together takes longer than its answer.
+_ALL_RUNNING = (
+    select(*_RUNNING)
+    .join(AttemptRow, AttemptRow.job == JobRow.id)
+    .where(attempt_in(ACTIVE))
+    .order_by(AttemptRow.opened, JobRow.sequence)
+)
+_PAST_OF_RUNNING = _past(JobRow.state == JobState.RUNNING)
+
+
 class WaitingVerbs(JobVerbs):
     """Who waits, who is running, who used what."""
 
@@ -98,15 +123,9 @@ class WaitingVerbs(JobVerbs):
 
     def running(self) -> list[Running]:
         """The jobs with an active attempt, in the order in which the attempts were opened."""
-        query = (
-            select(*_RUNNING)
-            .join(AttemptRow, AttemptRow.job == JobRow.id)
-            .where(attempt_in(ACTIVE))
-            .order_by(AttemptRow.opened, JobRow.sequence)
-        )
         with self.reading() as connection:
-            rows = connection.execute(query).all()
-            past = _past(connection, JobRow.state == JobState.RUNNING)
+            rows = connection.execute(_ALL_RUNNING).all()
+            past = {row.job: row for row in connection.execute(_PAST_OF_RUNNING)}
         return [
             Running(
                 **{**row._mapping, "state": AttemptState(row.state)},
@@ -174,7 +193,7 @@ class WaitingVerbs(JobVerbs):
             blocked: dict[str, list[str]] = {}
             for row in connection.execute(blocking):
                 blocked.setdefault(row.job, []).append(row.on_job)
-            past = _past(connection, which)
+            past = {row.job: row for row in connection.execute(_past(which))}
         return [
             Queued(
                 **row._mapping,
@@ -277,19 +296,3 @@ def unhindered(job: str, now: datetime) -> ColumnElement[bool]:
         & (JobRow.not_before.is_(None) | (JobRow.not_before <= now))
         & ~exists(blocking.subquery().select())
     )
-
-
-def _past(connection: Connection, which: ColumnElement[bool]) -> dict[str, Any]:
-    """Of the jobs that have ended attempts: when the newest ended, and how many made way."""
-    made_way = case((AttemptRow.state == AttemptState.PREEMPTED, 1), else_=0)
-    query = (
-        select(
-            AttemptRow.job,
-            func.max(AttemptRow.finished).label("finished"),
-            func.sum(made_way).label("preempted"),
-        )
-        .join(JobRow, JobRow.id == AttemptRow.job)
-        .where(which, JobRow.attempt > 0, AttemptRow.finished.is_not(None))
-        .group_by(AttemptRow.job)
-    )
-    return {row.job: row for row in connection.execute(query)}
