@@ -22,15 +22,16 @@ def parameter_count(config: Config) -> int:
 def expected_memory(config: Config, ranks: int = 1, device: str = "cpu") -> int:
     """An estimate, in bytes, of the largest memory that the tensors of one rank take in training.
 
-    Parameters, gradients and Adam's two moments, 4 bytes each, and once more the gradients when ranks share
-    them; plus the activations of a batch whose every review is as long as can be: embeddings, six numbers per
-    LSTM unit and position (four gates, cell, output), fifteen per minimal GRU's, twenty per Transformer's,
-    two per n-gram, as much again for their gradients, and two to four copies of the logits computed at once.
-    Of an autoregressive decoder only the part of the batch counts that is decoded at once. The process
-    itself, torch loaded, takes some 0.3 GB beside this.
+    Parameters, gradients and Adam's two moments, 4 bytes each, once more the gradients when ranks share them,
+    and the parameters when they are averaged; plus the activations of a batch whose every review is as long
+    as can be: embeddings, six numbers per LSTM unit and position (four gates, cell, output), fifteen per
+    minimal GRU's, twenty per Transformer's, two per n-gram, as much again for their gradients, and two to
+    four copies of the logits computed at once. Of an autoregressive decoder only the part of the batch counts
+    that is decoded at once. The process itself, torch loaded, takes some 0.3 GB beside this.
     """
     sizes = config.model
-    weights = parameter_count(config) * (5 if ranks > 1 else 4)
+    copies = 4 + (ranks > 1) + (config.training.averaging is not None)
+    weights = parameter_count(config) * copies
     positions = math.ceil(config.training.batch_size / ranks) * frame_length(config)
     encoder = sizes.embedding if sizes.latent else 0
     if sizes.latent and sizes.encoder == "lstm":

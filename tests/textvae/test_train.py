@@ -410,7 +410,7 @@ def run_ranks(world_size: int, jobs: list[dict[str, Any]]) -> None:
         for rank in range(world_size)
     ]
     try:
-        errors = [process.communicate(timeout=240)[1] for process in processes]
+        errors = [process.communicate(timeout=600)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -444,7 +444,8 @@ def test_several_ranks_take_the_exact_step_of_one_and_resume_bit_for_bit(folder,
         objective=quiet,
         training=once,
     )
-    config = elbo(folder)
+    objective = {"adversarial_weight": 2.0, "words_weight": 0.1}
+    config = elbo(folder, objective=objective, training={"averaging": 0.9, "layer_decay": 0.5})
     data = str(folder / "data")
     job = {"config": config.model_dump(mode="json"), "data": data}
     stop_at = STEPS + 3
