@@ -123,7 +123,7 @@ class Dispatcher:
             elif job.yield_requested is not None:
                 if (now - job.yield_requested).total_seconds() >= grace:
                     error = f"did not make way within {grace:.0f} s and was killed"
-                    self._kill(job, AttemptState.PREEMPTED, Cause.PREEMPTED, error)
+                    self._kill(job, AttemptState.PREEMPTED, job.yield_cause or Cause.PREEMPTED, error)
             elif job.started is None:
                 if (now - job.opened).total_seconds() >= self._timings.start_timeout:
                     error = (

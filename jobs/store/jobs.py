@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from jobs.store.events import EventVerbs
-from jobs.store.states import EventKind, JobState
+from jobs.store.states import Cause, EventKind, JobState
 from jobs.store.tables import DependencyRow, JobRow
 from jobs.store.values import Ambiguous, Conflict, Dependency, Job, NotFound, Retry, Taken
 
@@ -39,6 +39,8 @@ _JOB = (
     JobRow.retry,
     JobRow.errors_used,
     JobRow.infrastructure_used,
+    JobRow.max_ranks,
+    JobRow.yield_cause,
 )
 
 FINAL = tuple(state for state in JobState if state.final)
@@ -48,6 +50,7 @@ def job_of(row: Any) -> Job:
     """The value of a row of `_JOB`."""
     values = dict(row._mapping)
     values["state"] = JobState(values["state"])
+    values["yield_cause"] = Cause(values["yield_cause"]) if values["yield_cause"] else None
     policy = values["retry"]
     values["retry"] = Retry(**{**policy, "on": tuple(policy["on"])} if "on" in policy else policy)
     return Job(**values)
@@ -85,6 +88,7 @@ class JobVerbs(EventVerbs):
         ranks: int,
         cpus: float,
         gpus: float,
+        max_ranks: int | None = None,
         retry: Retry | None = None,
         time_limit: float | None = None,
         not_before: datetime | None = None,
@@ -93,6 +97,8 @@ class JobVerbs(EventVerbs):
         held: bool = False,
     ) -> tuple[Job, bool]:
         """Record a job as queued; returns it, and whether it is new.
+
+        `cpus` and `gpus` are of all `ranks`. With `max_ranks` its attempts may have more, up to so many.
 
         It waits for the success of the jobs `after`, and for the end, whatever it is, of those `after_any`.
         An id that exists with the same config and dependencies is the same job. Raises Taken if they differ,
@@ -112,6 +118,7 @@ class JobVerbs(EventVerbs):
                         ranks=ranks,
                         cpus=cpus,
                         gpus=gpus,
+                        max_ranks=max_ranks,
                         state=JobState.QUEUED,
                         attempt=0,
                         created=now,
@@ -258,6 +265,7 @@ class JobVerbs(EventVerbs):
                     infrastructure_used=0,
                     cancel_requested=None,
                     yield_requested=None,
+                    yield_cause=None,
                     not_before=None,
                     held=None,
                     finished=None,

@@ -30,6 +30,7 @@ _QUEUED = (
     JobRow.not_before,
     JobRow.held,
     JobRow.time_limit,
+    JobRow.max_ranks,
 )
 _RUNNING = (
     JobRow.id,
@@ -39,7 +40,7 @@ _RUNNING = (
     JobRow.sequence,
     AttemptRow.number.label("attempt"),
     AttemptRow.state,
-    JobRow.ranks,
+    AttemptRow.ranks,
     AttemptRow.cpus,
     AttemptRow.gpus,
     JobRow.created,
@@ -48,6 +49,8 @@ _RUNNING = (
     JobRow.time_limit,
     JobRow.cancel_requested,
     JobRow.yield_requested,
+    JobRow.yield_cause,
+    JobRow.max_ranks,
 )
 
 
@@ -107,7 +110,11 @@ class WaitingVerbs(JobVerbs):
             past = _past(connection, JobRow.state == JobState.RUNNING)
         return [
             Running(
-                **{**row._mapping, "state": AttemptState(row.state)},
+                **{
+                    **row._mapping,
+                    "state": AttemptState(row.state),
+                    "yield_cause": Cause(row.yield_cause) if row.yield_cause else None,
+                },
                 preempted=past[row.id].preempted if row.id in past else 0,
             )
             for row in rows
@@ -262,8 +269,9 @@ def may_start(connection: Connection, job: str, now: datetime) -> ColumnElement[
 
 
 def _past(connection: Connection, which: ColumnElement[bool]) -> dict[str, Any]:
-    """Of the jobs that have ended attempts: when the newest ended, and how many made way."""
-    made_way = case((AttemptRow.state == AttemptState.PREEMPTED, 1), else_=0)
+    """Of the jobs that have ended attempts: when the newest ended, and how many made way for others."""
+    itself = func.coalesce(AttemptRow.cause, "") == Cause.RESIZED
+    made_way = case(((AttemptRow.state == AttemptState.PREEMPTED) & ~itself, 1), else_=0)
     query = (
         select(
             AttemptRow.job,
