@@ -86,9 +86,11 @@ def fit(
     name: str,
     on_message: OnMessage,
     start_timeout: float = 300.0,
+    max_ranks: int | None = None,
 ) -> FitResult:
     """Train the textvae.config.Config that `config` dumps to, on `ranks` processes; blocks until it ended.
 
+    With `max_ranks`, other parts of the same training may have other numbers of them, up to that.
     Each rank prepares its data in `data_folder` of its node. Checkpoints become artifacts of `storage`
     named `<prefix>/epoch-01` and so on; `resume` is the name and digest of the one to go on from.
     `ray_storage` and `name` are where Ray Train keeps its own notes.
@@ -118,6 +120,7 @@ def fit(
             "storage": storage,
             "prefix": prefix,
             "resume": resume,
+            "max_ranks": max_ranks,
             "threads": max(1, int(cpus_per_rank)),
             "gpus": gpus_per_rank > 0,
         },
@@ -274,6 +277,7 @@ def _rank(arguments: dict[str, Any]) -> None:
                 hooks=_Messages(attempt, store, arguments["prefix"]),
                 rank=rank,
                 world_size=world_size,
+                max_ranks=arguments["max_ranks"],
                 device=device,
                 resume=resume,
                 digest=digest,

@@ -6,9 +6,9 @@ import getpass
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 import textvae
 from jobs.durations import LENGTH, seconds
@@ -34,22 +34,55 @@ def _short_forms(schema: dict[str, Any]) -> None:
     schema["properties"]["max_attempts"] = most
 
 
+_MOST_RANKS = 1024
+
+
+class Ranks(Section):
+    """How many ranks a job may have."""
+
+    min: int = Field(1, ge=1, le=_MOST_RANKS, description="without so many it waits")
+    max: int = Field(ge=1, le=_MOST_RANKS, description="more than so many it never has")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Ranks:
+        if self.max < self.min:
+            raise ValueError(f"max ({self.max}) must be at least min ({self.min})")
+        return self
+
+
 class Resources(Section):
     """What an attempt takes from the cluster, whole or not at all."""
 
-    ranks: int = Field(1, ge=1, le=1024, description="training processes")
+    ranks: Annotated[
+        Annotated[int, Field(ge=1, le=_MOST_RANKS), Tag("number")] | Annotated[Ranks, Tag("range")],
+        Discriminator(lambda value: "range" if isinstance(value, Mapping | Ranks) else "number"),
+    ] = Field(
+        1,
+        description="training processes, 1 to 1,024: a number, or `{min: 1, max: 8}` for as many of them as "
+        "there is room for when an attempt starts",
+    )
     cpus_per_rank: float = Field(1, gt=0, description="CPUs of each rank")
     gpus_per_rank: float = Field(0, ge=0, description="GPUs of each rank; 0 trains on CPU")
 
     @property
+    def min_ranks(self) -> int:
+        """The ranks without which it does not start."""
+        return self.ranks.min if isinstance(self.ranks, Ranks) else self.ranks
+
+    @property
+    def max_ranks(self) -> int | None:
+        """The most ranks that it may have; none if their number is fixed."""
+        return self.ranks.max if isinstance(self.ranks, Ranks) else None
+
+    @property
     def cpus(self) -> float:
-        """CPUs of all ranks."""
-        return self.ranks * self.cpus_per_rank
+        """CPUs of all ranks without which it does not start."""
+        return self.min_ranks * self.cpus_per_rank
 
     @property
     def gpus(self) -> float:
-        """GPUs of all ranks."""
-        return self.ranks * self.gpus_per_rank
+        """GPUs of all ranks without which it does not start."""
+        return self.min_ranks * self.gpus_per_rank
 
 
 class Select(Section):
@@ -146,10 +179,16 @@ class JobConfig(Config):
 
     @model_validator(mode="after")
     def _every_rank_gets_a_review(self) -> JobConfig:
-        if self.training.batch_size < self.resources.ranks:
+        batch, ranks, most = self.training.batch_size, self.resources.min_ranks, self.resources.max_ranks
+        if most is not None and batch < 2 * most:
             raise ValueError(
-                f"training.batch_size ({self.training.batch_size}) must be at least "
-                f"resources.ranks ({self.resources.ranks}): it counts the reviews of all ranks"
+                f"training.batch_size ({batch}) must be at least twice resources.ranks.max ({most}): it "
+                "counts the reviews of all ranks, however many there are"
+            )
+        if batch < ranks:
+            raise ValueError(
+                f"training.batch_size ({batch}) must be at least "
+                f"resources.ranks ({ranks}): it counts the reviews of all ranks"
             )
         return self
 

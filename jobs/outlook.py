@@ -208,6 +208,7 @@ def waiting_of(job: Queued, typical: Mapping[str, float] | None = None) -> Waiti
         held=job.held is not None,
         blocked_by=job.blocked_by,
         expected=(typical or {}).get(job.owner),
+        max_ranks=job.max_ranks,
     )
 
 
@@ -227,6 +228,7 @@ def running_of(job: Active, progress: Mapping[str, Any] | None = None) -> Runnin
         yielding=None if job.yield_requested is None else job.yield_requested.timestamp(),
         ending=job.cancel_requested is not None,
         expected=ends_at(job, progress),
+        max_ranks=job.max_ranks,
     )
 
 

@@ -115,7 +115,8 @@ class Service:
                     owner=owner or default_owner(),
                     priority=priority,
                     # A sweep itself takes nothing from the cluster.
-                    ranks=0 if trials else config.resources.ranks,
+                    ranks=0 if trials else config.resources.min_ranks,
+                    max_ranks=None if trials else config.resources.max_ranks,
                     cpus=0 if trials else config.resources.cpus,
                     gpus=0 if trials else config.resources.gpus,
                     trials=trials,

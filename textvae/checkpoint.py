@@ -54,6 +54,7 @@ class Position:
     epoch: int = 0  # epochs completed
     step: int = 0  # optimizer steps taken since the beginning
     batch: int = 0  # steps taken in the epoch in progress
+    ranks: int = 0  # in whose layout (textvae.batches) the last of them was read; 0 if none, or unknown
 
 
 @dataclass(frozen=True)

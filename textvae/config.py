@@ -459,6 +459,8 @@ def _explain(model: type[BaseModel], error: Any) -> str:
     # A discriminated union puts its tag into the location: `objective.elbo.x` was written `objective.x`.
     if len(path) > 1 and path[0] == "objective" and path[1] in ("seed", "elbo"):
         del path[1]
+    if path[:2] == ["resources", "ranks"]:
+        path = [part for part in path if part not in ("number", "range")]
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
         known = list(keys(model))

@@ -103,6 +103,7 @@ def run(
     hooks: Hooks,
     rank: int = 0,
     world_size: int = 1,
+    max_ranks: int | None = None,
     device: torch.device | str = "cpu",
     resume: Path | None = None,
     digest: str | None = None,
@@ -116,8 +117,11 @@ def run(
     `step-000123` on a stop. `resume` is a checkpoint to go on from (of `digest`, if given). The caller
     decides on the number of threads; PyTorch's global random state is left as it was found.
 
-    Resuming in the middle of an epoch with another number of ranks than it began with works, but reads some
-    of that epoch's reviews twice and others not at all.
+    Training may be resumed with another number of ranks, in the middle of an epoch too: each of its reviews
+    is still read once, and a step still has batch_size of them. With very few reviews a rank and step that
+    may be impossible, and a TrainingError, unless all parts of the training are given the same `max_ranks`,
+    the most that any of them has. (A checkpoint of a version that did not note its ranks is resumed as if
+    their number had not changed.)
 
     Raises TrainingError when the loss or the weights are not finite, or `resume` is of another config;
     SourceError for bad data; CheckpointError for a checkpoint that is not whole.
@@ -125,7 +129,8 @@ def run(
     device = torch.device(device)
     ranks = Ranks(rank, world_size, device, group)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        loop = _Loop(config, ranks, hooks, data_folder, scratch, _saved(config, resume, digest), clock)
+        saved = _saved(config, resume, digest)
+        loop = _Loop(config, ranks, hooks, data_folder, scratch, saved, clock, max_ranks)
         return loop.run()
 
 
@@ -141,6 +146,7 @@ class _Loop:
         scratch: Path,
         saved: Checkpoint | None,
         clock: Callable[[], float],
+        max_ranks: int | None = None,
     ):
         self.config, self.ranks, self.hooks, self.scratch, self.clock = config, ranks, hooks, scratch, clock
         self.epochs = config.training.epochs
@@ -148,8 +154,8 @@ class _Loop:
         self.poll_every = 1 if ranks.device.type == "cpu" else 8
         corpus = prepare(config.data, data_folder, seed=config.seed, progress=_log_stages())
         self.vocabulary = saved.vocabulary if saved else _vocabulary(config, corpus, ranks)
-        self.train_batches = self._batches(corpus, "train")
-        self.validation_batches = self._batches(corpus, "validation")
+        self.train_batches = self._batches(corpus, "train", max_ranks)
+        self.validation_batches = self._batches(corpus, "validation", max_ranks)
 
         torch.manual_seed(key_of(config.seed, "weights"))
         self.model = TextVAE(config, self.vocabulary.size).to(ranks.device)
@@ -178,7 +184,7 @@ class _Loop:
             if config.training.precision == "bf16" and not computes_bf16(ranks.device):
                 logger.warning("training.precision bf16: %s has no units for it, fp32 is used", ranks.device)
 
-    def _batches(self, corpus: Corpus, part: str) -> Batches:
+    def _batches(self, corpus: Corpus, part: str, max_ranks: int | None) -> Batches:
         training = part == "train"
         return Batches(
             corpus.train if training else corpus.validation,
@@ -188,6 +194,7 @@ class _Loop:
             seed=self.config.seed,
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
+            max_ranks=max_ranks,
             shuffle=training,
         )
 
@@ -216,14 +223,19 @@ class _Loop:
         if first == 0 and objective.reset_decoder(self.config, epoch):
             self._reset_decoder()
         self.model.train()
-        for batch in self.train_batches.epoch(epoch, start=first):
+        try:
+            batches = self.train_batches.epoch(epoch, start=first, begun=self.position.ranks)
+        except ValueError as error:
+            raise TrainingError(str(error)) from error
+        for batch in batches:
             loss = self._step(batch, meter)
             if not self.under_way and self.ranks.rank == 0:
                 logger.info("the first step is done")  # the log tells how long it took to get here
             self.under_way = True
             read = int(batch.lengths.sum())
             tokens += read
-            self.position = Position(epoch, self.position.step + 1, self.position.batch + 1)
+            layout = self.train_batches.layout(self.position.batch, self.position.ranks)
+            self.position = Position(epoch, self.position.step + 1, self.position.batch + 1, layout)
             if self.ranks.rank == 0:
                 pace.add(loss, batch.total, read)
             if self.position.step % heap.TRIM_EVERY == 0:

@@ -38,6 +38,7 @@ class Fit(Protocol):
         config: dict[str, Any],
         *,
         ranks: int,
+        max_ranks: int | None,
         cpus_per_rank: float,
         gpus_per_rank: float,
         data_folder: Path,
@@ -49,7 +50,10 @@ class Fit(Protocol):
         on_message: Callable[[dict[str, Any]], dict[str, Any]],
         start_timeout: float,
     ) -> FitResult:
-        """Train; `resume` is the name and digest of the checkpoint to go on from."""
+        """Train; `resume` is the name and digest of the checkpoint to go on from.
+
+        With `max_ranks`, other attempts of the job may have other numbers of ranks, up to that.
+        """
 
 
 class ArtifactStore(Protocol):

@@ -75,6 +75,16 @@ class Records:
         """The job's config. Raises ConfigError if this version of the package does not understand it."""
         return from_mapping(self._persist(lambda: self._store.config(self.job)))
 
+    @cached_property
+    def ranks(self) -> int:
+        """The ranks that this attempt was opened with."""
+        (mine,) = (
+            each
+            for each in self._persist(lambda: self._store.attempts(self.job))
+            if each.number == self.number
+        )
+        return mine.ranks
+
     def join(self, host: str, resumed_from: int | None = None) -> None:
         """This process works on the attempt."""
         self._persist(

@@ -22,12 +22,14 @@ _STOPPED = {
     Cause.CANCELLED: AttemptState.CANCELLED,
     Cause.STOPPED_EARLY: AttemptState.CANCELLED,
     Cause.PREEMPTED: AttemptState.PREEMPTED,
+    Cause.RESIZED: AttemptState.PREEMPTED,
     Cause.TIMEOUT: AttemptState.FAILED,
 }
 _SAID = {
     Cause.CANCELLED: "cancelled",
     Cause.STOPPED_EARLY: "stopped early",
     Cause.PREEMPTED: "asked to make way",
+    Cause.RESIZED: "asked to start again with more ranks",
     Cause.TIMEOUT: "out of time",
 }
 
@@ -128,10 +130,12 @@ class Work:
         if resume is not None:
             records.join(host, resumed_from=resume.id)
             self._log.write(f"resuming from {resume.location}, step {resume.step}")
-        self._log.write(f"training {records.config.name} with {resources.ranks} rank(s)")
+        ranks = records.ranks
+        self._log.write(f"training {records.config.name} with {ranks} rank(s)")
         result = self._tools.fit(
             records.config.training_config().model_dump(mode="json"),
-            ranks=resources.ranks,
+            ranks=ranks,
+            max_ranks=resources.max_ranks,
             cpus_per_rank=resources.cpus_per_rank,
             gpus_per_rank=resources.gpus_per_rank,
             data_folder=self._settings.data,
@@ -207,7 +211,7 @@ class Work:
         if job.cancel_requested is not None:
             return Cause.CANCELLED if job.stopped is None else Cause.STOPPED_EARLY
         if job.yield_requested is not None:
-            return Cause.PREEMPTED
+            return job.yield_cause or Cause.PREEMPTED
         limit, started = job.time_limit, self._started
         if limit is not None and started is not None and self._clock() - started >= limit:
             return Cause.TIMEOUT

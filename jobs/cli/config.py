@@ -30,16 +30,17 @@ def check(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
     # Only a config that is right is worth the second that importing torch takes.
     from textvae.memory import expected_memory, parameter_count
 
-    training, ranks = loaded.training_config(), loaded.resources.ranks
+    training, resources = loaded.training_config(), loaded.resources
     parameters = parameter_count(training)
-    device = "cuda" if loaded.resources.gpus_per_rank else "cpu"
-    memory = expected_memory(training, ranks=ranks, device=device)
+    device = "cuda" if resources.gpus_per_rank else "cpu"
+    # With more ranks each has less to hold.
+    memory = expected_memory(training, ranks=resources.min_ranks, device=device)
     if as_json:
         output.emit_json(
             {
                 "config": resolved,
                 "parameters": parameters,
-                "ranks": ranks,
+                "ranks": resolved["resources"]["ranks"],
                 "expected_memory_bytes_per_rank": memory,
             }
             | ({} if sweep is None else {"sweep": sweep})
@@ -49,11 +50,12 @@ def check(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
     import yaml
 
     click.echo(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True, width=110).rstrip())
-    each = "each of the {} ranks" if ranks > 1 else "the one rank"
+    ranks = output.ranks(resources.min_ranks, resources.max_ranks)
+    each = "the one rank" if ranks == "1" else f"each of the {ranks} ranks"
     for line in sweep or ():
         click.echo(f"# {line}")
     click.echo(f"# parameters: {output.count(parameters)}")
-    click.echo(f"# expected memory: {output.size(memory)} for {each.format(ranks)}")
+    click.echo(f"# expected memory: {output.size(memory)} for {each}")
 
 
 @config.command()

@@ -94,7 +94,7 @@ def _walk(steps: _Steps, folder: Path, config: JobConfig, keep: bool) -> None:
     with steps("submit configs/quickstart.yaml"):
         _cancel_earlier()
         job = service.service().submit(config, owner=default_owner()).job
-        click.echo(f"job {job.id}: model {config.name}, {output.several(config.resources.ranks, 'rank')}")
+        click.echo(f"job {job.id}: model {config.name}, {output.several(config.resources.min_ranks, 'rank')}")
     with steps("train", job):
         _train(job)
     with steps("serve the best checkpoint", job):

@@ -66,7 +66,7 @@ def list_jobs(
                 job.owner,
                 job.priority,
                 job.attempt if job.trials is None else None,
-                job.ranks if job.trials is None else None,
+                output.ranks(job.ranks, job.max_ranks) if job.trials is None else None,
                 output.duration(waited(job, now)),
                 output.duration(ran(job, now)),
                 output.when(job.created),
@@ -292,9 +292,15 @@ def summary(config: Any) -> str:
         f"objective {config['objective']['kind']}, latent {model['latent']}, "
         f"{output.several(training['epochs'], 'epoch')}, batch {training['batch_size']}, "
         f"seed {config['seed']}\n"
-        f"{output.several(resources['ranks'], 'rank')}, each with "
+        f"{_ranks(resources['ranks'])}, each with "
         f"{output.needs(resources['cpus_per_rank'], resources['gpus_per_rank'])}"
     )
+
+
+def _ranks(ranks: int | Mapping[str, int]) -> str:
+    if isinstance(ranks, Mapping):
+        return f"{output.ranks(ranks['min'], ranks['max'])} ranks, as many as there is room for"
+    return output.several(ranks, "rank")
 
 
 def describe_progress(progress: Mapping[str, Any]) -> str:
@@ -321,12 +327,13 @@ def _show_attempts(attempts: list[Attempt], checkpoints: list[Checkpoint]) -> No
     now = datetime.now(UTC)
     output.heading("attempts")
     output.table(
-        ("attempt", "state", "host", "opened", "took", "resumed from", "cause", "whose", "error"),
+        ("attempt", "state", "host", "ranks", "opened", "took", "resumed from", "cause", "whose", "error"),
         [
             (
                 a.number,
                 a.state,
                 a.host,
+                a.ranks,
                 output.when(a.opened),
                 output.duration(((a.finished or now) - a.opened).total_seconds()),
                 names.get(a.resumed_from, str(a.resumed_from)) if a.resumed_from is not None else None,
@@ -336,7 +343,7 @@ def _show_attempts(attempts: list[Attempt], checkpoints: list[Checkpoint]) -> No
             )
             for a in attempts
         ],
-        right=("took",),
+        right=("ranks", "took"),
         wrap="error",
     )
 

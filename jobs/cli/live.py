@@ -105,7 +105,8 @@ def sentence(event: Event) -> str | None:
     """An event in words; None for those that another line already tells."""
     detail = event.detail
     if event.kind == "claimed":
-        return f"attempt {event.attempt} starts its ranks"
+        how_many = f" {detail['ranks']}" if "ranks" in detail else ""
+        return f"attempt {event.attempt} starts its{how_many} ranks"
     if event.kind == "started":
         return f"attempt {event.attempt} trains"
     if event.kind == "finished" and detail.get("state") not in ("succeeded", "cancelled", "preempted"):
@@ -116,6 +117,8 @@ def sentence(event: Event) -> str | None:
     if event.kind == "yield-requested":
         why = f" ({detail['reason']})" if detail.get("reason") else ""
         return f"asked to make way by {event.actor}{why}; it writes a checkpoint and waits again"
+    if event.kind == "preempted" and detail.get("cause") == "resized":
+        return "made way for itself; it goes on from its newest checkpoint with more ranks"
     if event.kind == "preempted":
         return "made way; it goes on from its newest checkpoint when its turn comes"
     if event.kind == "held":

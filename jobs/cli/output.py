@@ -185,6 +185,11 @@ def count(value: int) -> str:
     return f"{value:,}"
 
 
+def ranks(least: int, most: int | None) -> str:
+    """`2`; `1-8` of a job that may have so many."""
+    return str(least) if most is None or most == least else f"{least}-{most}"
+
+
 def several(n: float, noun: str) -> str:
     """`1 job`, `2 jobs`, `0.5 CPUs`."""
     return f"{n:g} {noun}" + ("" if n == 1 else "s")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -86,9 +86,14 @@ def _sections(model: type[BaseModel], prefix: str = "") -> Iterator[Part]:
 
 def _keys(model: type[BaseModel], prefix: str) -> Iterator[Key]:
     for name, field in model.model_fields.items():
-        if not sections(field.annotation):
+        inner = sections(field.annotation)
+        plain = [part for part in get_args(field.annotation) if not sections(part)]
+        if not inner or plain:
             meaning = field.description or ("which objective" if name == "kind" else "")
             yield Key(prefix + name, _type(field), _default(field), meaning)
+        if plain:  # a plain value will do as well as a section
+            for section in inner:
+                yield from _keys(section, f"{prefix}{name}.")
 
 
 def _type(field: FieldInfo) -> str:
@@ -106,8 +111,11 @@ def _name(annotation: Any) -> str:
     if origin is Literal:
         return " | ".join(str(value) for value in get_args(annotation))
     if origin in (Union, types.UnionType):
-        inner = [_name(part) for part in get_args(annotation) if part is not type(None)]
-        return " | ".join([*inner, "none"])
+        return " | ".join("none" if part is type(None) else _name(part) for part in get_args(annotation))
+    if origin is Annotated:
+        return _name(get_args(annotation)[0])
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return f"{{{', '.join(annotation.model_fields)}}}"
     if origin is tuple:
         return f"list of {_name(get_args(annotation)[0])}"
     names = {Any: "any value", int: "integer", float: "number", str: "text", bool: "true | false"}
@@ -115,6 +123,8 @@ def _name(annotation: Any) -> str:
 
 
 def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
     value = field.default
     if value is None:
         return "none"

@@ -49,7 +49,7 @@ class Overdue:
             return Verdict(AttemptState.CANCELLED, Cause.KILLED, error)
         if what == "yield" and seconds >= grace:
             error = f"did not make way within {grace:.0f} s and was killed"
-            return Verdict(AttemptState.PREEMPTED, Cause.PREEMPTED, error)
+            return Verdict(AttemptState.PREEMPTED, job.yield_cause or Cause.PREEMPTED, error)
         if what == "start" and seconds >= start:
             error = (
                 f"its ranks did not start within {start:.0f} s: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,14 +13,26 @@ from jobs.failures import Failures
 from jobs.logs import about
 from jobs.outlook import Outlook, running_of, shown
 from jobs.queue import Queue
-from jobs.scheduling import Cluster, Decisions, Policy, Waiting, decide, read_policy, too_large
+from jobs.scheduling import (
+    Cluster,
+    Decisions,
+    Growth,
+    Patience,
+    Policy,
+    Waiting,
+    decide,
+    read_policy,
+    too_large,
+)
+from jobs.scheduling.values import SLACK
 from jobs.settings import Settings
-from jobs.store import Attempt, AttemptState, Running, Store
+from jobs.store import Attempt, AttemptState, Cause, Running, Store
 from textvae.config import ConfigError
 
 logger = logging.getLogger("textvae.dispatcher")
 
 _TOGETHER = 16  # attempts opened in one transaction: they must all be launched before they count as lost
+_SETTLING = 10.0  # seconds after an attempt in which the cluster may still count its ranks
 _SHOWN_EVERY = 2.0  # seconds between two publications of what decisions are made of
 
 
@@ -49,6 +62,7 @@ class Starter:
         self._decided: tuple[object, float] | None = None  # on what the last decision was made, and when
         self._shown = 0.0  # when the outlook was published
         self._sums: tuple[object, float] | None = None  # of the cluster, as published last, and when
+        self._patience = Patience()
         self._unfit: dict[str, str] = {}  # jobs larger than the cluster, and why: each is recorded once
 
     def step(self) -> list[Attempt]:
@@ -77,12 +91,20 @@ class Starter:
             self._queue.publish_outlook(shown(cluster, history, self.outlook.typical()))
             self._shown = now
         self._note_unfit(cluster)
+        grow = decisions.grow
+        if not self._patience.over(grow, running, self.outlook.policy, now):
+            grow = None
+        start = [
+            job for job in decisions.start if not self._settling(job, decisions.start, cluster, active, now)
+        ]
         opened: list[Attempt] = []
         # Whoever opens an attempt looks for a drain once more; this only saves the attempt to.
-        if (decisions.start or decisions.preempt) and self._store.draining() is None:
-            opened = self._start(decisions, {(job.id, job.attempt) for job in active})
+        if (start or decisions.preempt or grow) and self._store.draining() is None:
+            opened = self._start(start, {(job.id, job.attempt) for job in active})
             self._displace(decisions)
-        self._decided = None if opened else (known, now)
+            if grow is not None:
+                self._grow(grow)
+        self._decided = None if opened or len(start) < len(decisions.start) else (known, now)
         return opened
 
     def _show(self, capacity: Capacity, now: float) -> None:
@@ -130,10 +152,30 @@ class Starter:
             others = min(others[0], self._others[0]), min(others[1], self._others[1])
         return others
 
-    def _start(self, decisions: Decisions, known: set[tuple[str, int]]) -> list[Attempt]:
+    def _settling(
+        self,
+        job: Waiting,
+        start: Sequence[Waiting],
+        cluster: Cluster,
+        active: Sequence[Running],
+        now: float,
+    ) -> bool:
+        """Whether an elastic job would get more ranks in a moment.
+
+        Its last attempt has ended, and the cluster may still count the room of it as used. If it started on
+        what is left, it would have to make way for itself once more.
+        """
+        if job.max_ranks is None or job.number == 1 or now - job.since >= _SETTLING:
+            return False
+        others: list[Running | Waiting] = [*active, *(other for other in start if other.id != job.id)]
+        cpus = cluster.total_cpus - sum(other.cpus for other in others)
+        gpus = cluster.total_gpus - sum(other.gpus for other in others)
+        return job.ranks < min(job.max_ranks, _ranks_in(job, cpus, gpus))
+
+    def _start(self, start: Sequence[Waiting], known: set[tuple[str, int]]) -> list[Attempt]:
         launched: list[Attempt] = []
         failure: RuntimeError | None = None
-        waiting = list(decisions.start)
+        waiting = list(start)
         while waiting and failure is None:
             together, waiting = waiting[:_TOGETHER], waiting[_TOGETHER:]
             opened = self._open(together, known)
@@ -161,7 +203,12 @@ class Starter:
             if job.id not in taken:
                 self.outlook.postpone(job.id, self._timings.claim_lease)
         mine = [job for job in jobs if job.id in taken]
-        opened = self._store.open_attempts([(job.id, job.number) for job in mine], who(), known=known)
+        opened = self._store.open_attempts(
+            [(job.id, job.number) for job in mine],
+            who(),
+            known=known,
+            ranks={job.id: job.ranks for job in mine},
+        )
         if opened is None:
             for job in mine:
                 self._queue.release(job.id, job.number)
@@ -190,6 +237,12 @@ class Starter:
                 logger.info("job %s makes way for job %s", each.victim, each.by, extra=about(each.victim))
                 self._queue.ring(each.victim)
 
+    def _grow(self, grow: Growth) -> None:
+        reason = f"there is room for {grow.ranks} ranks"
+        if self._store.request_yield(grow.job, who(), reason, cause=Cause.RESIZED):
+            logger.info("job %s makes way for itself: %s", grow.job, reason, extra=about(grow.job))
+            self._queue.ring(grow.job)
+
     def _note_unfit(self, cluster: Cluster) -> None:
         """Record of each job that is larger than the whole cluster, once, that it is."""
         found: dict[str, str] = {}
@@ -207,6 +260,13 @@ class Starter:
 def _apart(now: float, then: float) -> float:
     """Seconds between two moments of a clock that may jump: back, and `then` has passed all the same."""
     return abs(now - then)
+
+
+def _ranks_in(job: Waiting, cpus: float, gpus: float) -> int:
+    """How many ranks of a job so much room holds in sum."""
+    each = job.one_more
+    by_gpus = (gpus + SLACK) / each.gpus if each.gpus > 0 else math.inf
+    return math.floor(min((cpus + SLACK) / each.cpus, by_gpus))
 
 
 class _Rules:

@@ -6,14 +6,16 @@ from jobs.scheduling.accounts import Accounts, Spent
 from jobs.scheduling.backlog import Backlog
 from jobs.scheduling.deciding import decide
 from jobs.scheduling.explaining import Explainer
+from jobs.scheduling.growing import Patience
 from jobs.scheduling.order import Line, first_of_groups
-from jobs.scheduling.policy import Policy, Preempting, Share, parse_policy, read_policy
+from jobs.scheduling.policy import Growing, Policy, Preempting, Share, parse_policy, read_policy
 from jobs.scheduling.room import too_large
 from jobs.scheduling.values import (
     Blocked,
     Cluster,
     Decisions,
     Group,
+    Growth,
     History,
     Node,
     Preemption,
@@ -33,9 +35,12 @@ __all__ = [
     "Decisions",
     "Explainer",
     "Group",
+    "Growing",
+    "Growth",
     "History",
     "Line",
     "Node",
+    "Patience",
     "Policy",
     "Preempting",
     "Preemption",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from jobs.scheduling.backlog import Backlog
+from jobs.scheduling.growing import growth, widen
 from jobs.scheduling.order import Line
 from jobs.scheduling.policy import Policy
 from jobs.scheduling.room import Pool, Reserved
@@ -31,7 +32,8 @@ def decide(
     """What to do at the moment `now`. Nothing is changed; the same arguments give the same answer.
 
     Jobs are looked at in order (`Line`) and start while they fit. Room is kept for the first that does not
-    fit; those behind it start only if it need not wait longer for that.
+    fit; those behind it start only if it need not wait longer for that. What is left then goes to those of
+    them that may have more ranks than they need, and if nobody is left waiting, to those that run.
     """
     backlog = waiting if isinstance(waiting, Backlog) else Backlog(waiting)
     pool = Pool(cluster)
@@ -61,10 +63,15 @@ def decide(
             line.started(job)
         if reserved is not None and pool.cpus <= SLACK:
             break  # every job needs some of a CPU
-    if first is None or reserved is None:
-        return Decisions(tuple(start))
-    preempt = make_room(first, running, pool, reserved.at, policy, now)
-    return Decisions(tuple(start), preempt, Reservation(first.id, reserved.at))
+    preempt: tuple[Preemption, ...] = ()
+    if first is not None and reserved is not None:
+        preempt = make_room(first, running, pool, reserved.at, policy, now)
+    if not preempt:  # what is free now counts among the room that is being made
+        start = widen(start, cluster, pool, reserved, line.held, policy, now)
+    if first is not None and reserved is not None:
+        return Decisions(tuple(start), preempt, Reservation(first.id, reserved.at))
+    grow = None if start else growth(running, pool, line.held, line.blocked, policy, now)
+    return Decisions(tuple(start), grow=grow)
 
 
 def make_room(

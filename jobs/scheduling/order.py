@@ -75,7 +75,7 @@ class Line:
         self._policy = policy
         self._now = now
         self._failed: set[Shape] = set()
-        self._blocked: set[str] = set()
+        self.blocked: set[str] = set()  # owners whose jobs wait for others of theirs to end
         self._rates: dict[str, float] = {}  # what each owner holds, in clusters
         self.held: dict[str, Held] = {}
         for job in running:
@@ -100,9 +100,9 @@ class Line:
             owner = group[0]
             for shape in candidates.drop(self._failed):
                 if self.over_quota(owner, shape):
-                    self._blocked.add(owner)
+                    self.blocked.add(owner)
             head = candidates.head()
-            if owner in self._blocked or head is None:
+            if owner in self.blocked or head is None:
                 heapq.heappop(self._heap)
                 continue
             current = self._key(candidates)
@@ -138,7 +138,7 @@ class Line:
 
     def block(self, owner: str) -> None:
         """Jobs of this owner wait for others of theirs to end."""
-        self._blocked.add(owner)
+        self.blocked.add(owner)
 
     def share(self, owner: str) -> float:
         """What an owner has had and holds, in seconds of the whole cluster, by weight. The least is first."""

@@ -36,6 +36,16 @@ class Preempting(Section):
     times: int = Field(3, ge=0, description="how often one job may be displaced")
 
 
+class Growing(Section):
+    """When a running job that may have more ranks makes way for itself, to start again with them."""
+
+    enabled: bool = Field(True, description="whether running jobs ever do")
+    patience: float = Field(
+        60.0, ge=0, description="seconds that the room must have been there, with nobody waiting"
+    )
+    uninterrupted: float = Field(300.0, ge=0, description="seconds that an attempt trains before it does")
+
+
 class Policy(Section):
     """All rules; `Policy()` is what holds without a file."""
 
@@ -57,6 +67,7 @@ class Policy(Section):
         180.0, ge=0, description="seconds that starting an attempt and ending it at its limit may take"
     )
     preemption: Preempting = Field(default_factory=Preempting)
+    growing: Growing = Field(default_factory=Growing)
 
     def share(self, owner: str) -> Share:
         """What this owner may have."""

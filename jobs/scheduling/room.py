@@ -75,10 +75,18 @@ class Held:
         """One job more."""
         self.jobs, self.cpus, self.gpus = self.jobs + 1, self.cpus + cpus, self.gpus + gpus
 
+    def more(self, cpus: float, gpus: float) -> None:
+        """More for a job that is counted already."""
+        self.cpus, self.gpus = self.cpus + cpus, self.gpus + gpus
+
     def full(self, shape: Shape, share: Share) -> str | None:
         """Why a job would take the owner over the quota now; none if it would not."""
         if share.jobs is not None and self.jobs + 1 > share.jobs:
             return f"its owner runs {self.jobs} of {share.jobs} jobs"
+        return self.beyond(shape, share)
+
+    def beyond(self, shape: Shape, share: Share) -> str | None:
+        """The same of more for a job that they run already."""
         if share.gpus is not None and self.gpus + shape.gpus > share.gpus + SLACK:
             return f"needs {shape.gpus:g} GPUs; its owner holds {self.gpus:g} of {share.gpus:g}"
         if share.cpus is not None and self.cpus + shape.cpus > share.cpus + SLACK:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -28,8 +28,8 @@ class Waiting:
     id: str
     owner: str
     priority: int
-    ranks: int
-    cpus: float
+    ranks: int  # without so many it does not start
+    cpus: float  # of all of them
     gpus: float
     sequence: int  # order of submission
     since: float  # when it was submitted, or last put back into the queue
@@ -39,6 +39,7 @@ class Waiting:
     held: bool = False
     blocked_by: tuple[str, ...] = ()  # jobs that have to end first
     expected: float | None = None  # seconds that it may take, a guess for estimates alone
+    max_ranks: int | None = None  # it may have so many if there is room; none if `ranks` are all
 
     @property
     def group(self) -> Group:
@@ -49,6 +50,18 @@ class Waiting:
     def shape(self) -> Shape:
         """What decides whether it fits."""
         return Shape(self.ranks, self.cpus, self.gpus, self.limit)
+
+    @property
+    def one_more(self) -> Shape:
+        """What a further rank takes."""
+        return Shape(1, self.cpus / self.ranks, self.gpus / self.ranks, self.limit)
+
+    def with_ranks(self, ranks: int) -> Waiting:
+        """The same job, to be started with so many ranks."""
+        if ranks == self.ranks:
+            return self
+        each = self.one_more
+        return replace(self, ranks=ranks, cpus=ranks * each.cpus, gpus=ranks * each.gpus)
 
     def ready(self, now: float) -> bool:
         """Whether nothing but its place in the queue, quotas and room keeps it from starting."""
@@ -72,6 +85,12 @@ class Running:
     yielding: float | None = None  # when it was asked to make room
     ending: bool = False  # it was asked to stop for another reason, such as a cancel
     expected: float | None = None  # when it may end, a guess for estimates alone
+    max_ranks: int | None = None  # it may have so many; none if `ranks` are all
+
+    @property
+    def one_more(self) -> Shape:
+        """What a further rank takes."""
+        return Shape(1, self.cpus / self.ranks, self.gpus / self.ranks, self.limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +174,18 @@ class Preemption:
 
 
 @dataclass(frozen=True)
+class Growth:
+    """A running job that could have more ranks, of room that nobody waits for."""
+
+    job: str
+    ranks: int  # in all
+
+
+@dataclass(frozen=True)
 class Decisions:
     """What to do now."""
 
-    start: tuple[Waiting, ...] = ()  # in order; all of them fit at once
+    start: tuple[Waiting, ...] = ()  # in order, each with the ranks that it gets; all of them fit at once
     preempt: tuple[Preemption, ...] = ()
     reserved: Reservation | None = None
+    grow: Growth | None = None  # who may make way for itself, once that has been so for a while (`Patience`)

@@ -7,7 +7,7 @@ in between. Ending it takes the same row: of two that try, one gets StaleAttempt
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, func, insert, select, text, update
@@ -35,19 +35,27 @@ _JOB_AFTER = {
 class AttemptVerbs(OrderVerbs):
     """Open, start and finish attempts."""
 
-    def open_attempt(self, job: str, number: int, by: str) -> Attempt | None:
+    def open_attempt(self, job: str, number: int, by: str, *, ranks: int | None = None) -> Attempt | None:
         """Begin attempt `number` of a queued job; none if someone else did, or if it may not start.
 
         Whatever a scheduler thought a moment ago, here, in one transaction, it is decided: the job waits, it
         is neither held nor told to start later, what it comes after has ended, and nobody drains the service.
+        It has as many `ranks` as the job needs, or more if the job may have more. ValueError if it may not.
         """
         with self.writing() as connection:
-            return self._open(connection, job, number, by)
+            return self._open(connection, job, number, by, ranks)
 
     def open_attempts(
-        self, starts: Iterable[tuple[str, int]], by: str, *, known: Collection[tuple[str, int]]
+        self,
+        starts: Iterable[tuple[str, int]],
+        by: str,
+        *,
+        known: Collection[tuple[str, int]],
+        ranks: Mapping[str, int] | None = None,
     ) -> list[Attempt] | None:
         """Begin several attempts, each a job and a number; those that may not start are left out.
+
+        Those of the jobs that `ranks` names have so many.
 
         None, and nothing is begun, if an attempt is active that is not `known`: another dispatcher has given
         away room since. So of several that decide at once, one goes ahead and the others look again.
@@ -60,7 +68,7 @@ class AttemptVerbs(OrderVerbs):
                 return None
             starts = list(starts)
             lock_in_order(connection, [job for job, _ in starts])
-            opened = [self._open(connection, job, number, by) for job, number in starts]
+            opened = [self._open(connection, job, n, by, (ranks or {}).get(job)) for job, n in starts]
             return [attempt for attempt in opened if attempt is not None]
 
     def join_attempt(self, job: str, number: int, *, host: str, resumed_from: int | None = None) -> None:
@@ -140,6 +148,7 @@ class AttemptVerbs(OrderVerbs):
                     error=None if then.state is JobState.SUCCEEDED else shown,
                     not_before=then.not_before,
                     yield_requested=None,
+                    yield_cause=None,
                     errors_used=then.errors_used,
                     infrastructure_used=then.infrastructure_used,
                 )
@@ -158,7 +167,7 @@ class AttemptVerbs(OrderVerbs):
                 job=job,
                 attempt=number,
                 by=by,
-                detail=_counts(then),
+                detail=_counts(then) | ({"cause": str(cause)} if cause is Cause.RESIZED else {}),
             )
             if then.state in (JobState.FAILED, JobState.CANCELLED):
                 self._cancel_dependents(connection, job, then.state, by)
@@ -174,7 +183,9 @@ class AttemptVerbs(OrderVerbs):
         with self.reading() as connection:
             return [_attempt_of(row) for row in connection.execute(query)]
 
-    def _open(self, connection: Connection, job: str, number: int, by: str) -> Attempt | None:
+    def _open(
+        self, connection: Connection, job: str, number: int, by: str, ranks: int | None
+    ) -> Attempt | None:
         now = self.clock()
         allowed = may_start(connection, job, now)
         if allowed is None:
@@ -188,12 +199,16 @@ class AttemptVerbs(OrderVerbs):
                 finished=None,
                 not_before=None,
                 yield_requested=None,
+                yield_cause=None,
                 started=func.coalesce(JobRow.started, bindparam("now", now, type_=Utc())),
             )
         ).rowcount
         if not changed:
             return None
         value = get_job(connection, job)
+        ranks = value.ranks if ranks is None else ranks
+        if not value.ranks <= ranks <= (value.max_ranks or value.ranks):
+            raise ValueError(f"job {job} cannot have {ranks} ranks")
         connection.execute(
             insert(AttemptRow).values(
                 job=job,
@@ -201,11 +216,13 @@ class AttemptVerbs(OrderVerbs):
                 state=AttemptState.STARTING,
                 opened=now,
                 seen=now,
-                cpus=value.cpus,
-                gpus=value.gpus,
+                ranks=ranks,
+                cpus=value.cpus * ranks / value.ranks,
+                gpus=value.gpus * ranks / value.ranks,
             )
         )
-        self._event(connection, EventKind.CLAIMED, job=job, attempt=number, by=by)
+        detail = None if value.max_ranks is None else {"ranks": ranks}
+        self._event(connection, EventKind.CLAIMED, job=job, attempt=number, by=by, detail=detail)
         return _attempt(connection, job, number)
 
     def _guard(self, connection: Connection, job: str, number: int, **values: Any) -> None:

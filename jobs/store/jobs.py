@@ -39,6 +39,8 @@ JOB = (
     JobRow.retry,
     JobRow.errors_used,
     JobRow.infrastructure_used,
+    JobRow.max_ranks,
+    JobRow.yield_cause,
     JobRow.trials,
     JobRow.parent,
     JobRow.stopped,
@@ -84,6 +86,7 @@ class JobVerbs(EventVerbs):
         ranks: int,
         cpus: float,
         gpus: float,
+        max_ranks: int | None = None,
         retry: Retry | None = None,
         time_limit: float | None = None,
         not_before: datetime | None = None,
@@ -93,6 +96,8 @@ class JobVerbs(EventVerbs):
         trials: int | None = None,
     ) -> tuple[Job, bool]:
         """Record a job as queued; returns it, and whether it is new. With `trials` it is a sweep of so many.
+
+        `cpus` and `gpus` are of all `ranks`. With `max_ranks` its attempts may have more, up to so many.
 
         It waits for the success of the jobs `after`, and for the end, whatever it is, of those `after_any`.
         An id that exists with the same config and dependencies is the same job. Raises Taken if they differ,
@@ -113,6 +118,7 @@ class JobVerbs(EventVerbs):
                     ranks=ranks,
                     cpus=cpus,
                     gpus=gpus,
+                    max_ranks=max_ranks,
                     not_before=not_before,
                     held=now if held else None,
                     time_limit=time_limit,
@@ -275,6 +281,7 @@ class JobVerbs(EventVerbs):
                 infrastructure_used=0,
                 cancel_requested=None,
                 yield_requested=None,
+                yield_cause=None,
                 not_before=None,
                 held=None,
                 finished=None,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, select, true, update
 
 from jobs.store.jobs import get_job
-from jobs.store.states import EventKind, JobState
+from jobs.store.states import Cause, EventKind, JobState
 from jobs.store.tables import JobRow, SwitchRow
 from jobs.store.values import Conflict, Drain, Job
 from jobs.store.waiting import DRAIN, WaitingVerbs
@@ -61,10 +61,13 @@ class OrderVerbs(WaitingVerbs):
             raise Conflict(f"job {job} is {value.state}; only one that has not ended can be released")
         return value
 
-    def request_yield(self, job: str, by: str, reason: str | None = None) -> bool:
+    def request_yield(
+        self, job: str, by: str, reason: str | None = None, *, cause: Cause = Cause.PREEMPTED
+    ) -> bool:
         """Ask a running job's attempt to make way, with a checkpoint; whether that is new.
 
-        It waits again afterwards, at nobody's expense. A job that is being cancelled is not asked.
+        `cause` is why: PREEMPTED for others, RESIZED for itself, with more ranks. It waits again afterwards,
+        at nobody's expense. A job that is being cancelled is not asked.
         """
         with self.writing() as connection:
             changed = connection.execute(
@@ -75,8 +78,10 @@ class OrderVerbs(WaitingVerbs):
                     JobRow.trials.is_(None),
                     JobRow.cancel_requested.is_(None),
                     JobRow.yield_requested.is_(None),
+                    # A job that is held would not start again.
+                    JobRow.held.is_(None) if cause is Cause.RESIZED else true(),
                 )
-                .values(yield_requested=self.clock())
+                .values(yield_requested=self.clock(), yield_cause=cause)
             ).rowcount
             value = get_job(connection, job)
             if changed:

@@ -84,6 +84,8 @@ class Cause(StrEnum):
     """It trained for as long as the job's `time_limit` allows."""
     PREEMPTED = "preempted"
     """It was asked to make way, and did."""
+    RESIZED = "resized"
+    """It was asked to make way for itself: there was room for more ranks."""
     DIED = "died"
     """Its process, its node or its cluster went away."""
     NEVER_STARTED = "never-started"
@@ -113,6 +115,7 @@ _KINDS = {
     Cause.KILLED: CauseKind.CANCELLED,
     Cause.TIMEOUT: CauseKind.TIMEOUT,
     Cause.PREEMPTED: CauseKind.PREEMPTION,
+    Cause.RESIZED: CauseKind.PREEMPTION,
     Cause.DIED: CauseKind.INFRASTRUCTURE,
     Cause.NEVER_STARTED: CauseKind.INFRASTRUCTURE,
     Cause.START_TIMEOUT: CauseKind.INFRASTRUCTURE,

@@ -249,6 +249,7 @@ class SweepVerbs(ModelVerbs):
             priority=parent.priority,
             config=dict(child.config),
             ranks=child.ranks,
+            max_ranks=child.max_ranks,
             cpus=child.cpus,
             gpus=child.gpus,
             time_limit=child.time_limit,

@@ -103,6 +103,8 @@ class JobRow(Base):
     retry: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
     errors_used: Mapped[int] = mapped_column(server_default="0")
     infrastructure_used: Mapped[int] = mapped_column(server_default="0")
+    max_ranks: Mapped[int | None]
+    yield_cause: Mapped[str | None] = mapped_column(String(20))
     # Of a sweep: how many children it has in the end; it is never scheduled itself.
     trials: Mapped[int | None]
     # Of a child: its sweep, as `TrialRow` says too. Here so that lists find it, or leave it out, quickly.
@@ -140,6 +142,7 @@ class AttemptRow(Base):
     cpus: Mapped[float] = mapped_column(server_default="0")
     gpus: Mapped[float] = mapped_column(server_default="0")
     seconds: Mapped[float | None]
+    ranks: Mapped[int] = mapped_column(server_default="0")
 
 
 def attempt_in(states: Iterable[str]) -> ColumnElement[bool]:

@@ -79,8 +79,8 @@ class Job:
     priority: int  # higher goes first
     state: JobState
     attempt: int  # number of the newest attempt, 0 before the first
-    ranks: int
-    cpus: float  # of all ranks
+    ranks: int  # without so many it does not start
+    cpus: float  # of all of them
     gpus: float
     created: datetime
     started: datetime | None  # of the first attempt
@@ -94,6 +94,8 @@ class Job:
     retry: Retry
     errors_used: int  # attempts that count against retry.max_attempts, since it was submitted or retried
     infrastructure_used: int  # failures of infrastructure in a row, without a new checkpoint between them
+    max_ranks: int | None  # so many it may have at most; none if `ranks` are all it ever has
+    yield_cause: Cause | None  # why its attempt is asked to make way, if not for another job
     trials: int | None = None  # of a sweep: how many children it has in the end
     parent: str | None = None  # of a child: its sweep
     stopped: str | None = None  # of a child: why it is stopped early
@@ -103,7 +105,15 @@ class Job:
         """The job of a row."""
         policy = columns["retry"]
         retry = Retry(**{**policy, "on": tuple(policy["on"])} if "on" in policy else policy)
-        return cls(**{**columns, "state": JobState(columns["state"]), "retry": retry})
+        yields = columns["yield_cause"]
+        return cls(
+            **{
+                **columns,
+                "state": JobState(columns["state"]),
+                "retry": retry,
+                "yield_cause": Cause(yields) if yields else None,
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -124,6 +134,7 @@ class Attempt:
     cpus: float  # of all its ranks
     gpus: float
     seconds: float | None  # from its ranks' start to its end; none while it is active
+    ranks: int
 
     @property
     def actor(self) -> str:
@@ -227,15 +238,16 @@ class Queued:
     priority: int  # higher goes first
     sequence: int  # order of submission
     attempt: int  # number of the newest attempt; the next one is one more
-    ranks: int
-    cpus: float  # of all ranks
+    ranks: int  # without so many it does not start
+    cpus: float  # of all of them
     gpus: float
     created: datetime
     not_before: datetime | None
     held: datetime | None
     time_limit: float | None
+    max_ranks: int | None  # so many it may have at most; none if `ranks` are all it ever has
     since: datetime  # when it began to wait: its submission, or the end of its newest attempt
-    preempted: int  # times that it made way so far
+    preempted: int  # times that it made way for others so far
     blocked_by: tuple[str, ...]  # the jobs that must end first
     eligible: bool  # whether only resources, shares and the order of the queue keep it from starting
 
@@ -251,8 +263,8 @@ class Running:
     sequence: int
     attempt: int
     state: AttemptState  # starting or running
-    ranks: int
-    cpus: float  # of all ranks
+    ranks: int  # of its attempt
+    cpus: float  # of all of them
     gpus: float
     created: datetime
     opened: datetime
@@ -260,7 +272,9 @@ class Running:
     time_limit: float | None
     cancel_requested: datetime | None
     yield_requested: datetime | None
-    preempted: int  # times that it made way so far
+    yield_cause: Cause | None
+    max_ranks: int | None
+    preempted: int  # times that it made way for others so far
 
     @property
     def actor(self) -> str:
@@ -328,6 +342,7 @@ class NewTrial:
     gpus: float
     retry: Retry
     time_limit: float | None
+    max_ranks: int | None = None  # as a job's
 
 
 @dataclass(frozen=True)

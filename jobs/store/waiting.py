@@ -32,6 +32,7 @@ _QUEUED = (
     JobRow.not_before,
     JobRow.held,
     JobRow.time_limit,
+    JobRow.max_ranks,
 )
 _RUNNING = (
     JobRow.id,
@@ -41,7 +42,7 @@ _RUNNING = (
     JobRow.sequence,
     AttemptRow.number.label("attempt"),
     AttemptRow.state,
-    JobRow.ranks,
+    AttemptRow.ranks,
     AttemptRow.cpus,
     AttemptRow.gpus,
     JobRow.created,
@@ -50,6 +51,8 @@ _RUNNING = (
     JobRow.time_limit,
     JobRow.cancel_requested,
     JobRow.yield_requested,
+    JobRow.yield_cause,
+    JobRow.max_ranks,
 )
 
 
@@ -70,8 +73,9 @@ _ENDED = (
 
 
 def _past(which: ColumnElement[bool]) -> Select[str, datetime | None, Any]:
-    """Of the jobs that have ended attempts: when the newest ended, and how many made way."""
-    made_way = case((AttemptRow.state == AttemptState.PREEMPTED, 1), else_=0)
+    """Of the jobs that have ended attempts: when the newest ended, and how many made way for others."""
+    itself = func.coalesce(AttemptRow.cause, "") == Cause.RESIZED
+    made_way = case(((AttemptRow.state == AttemptState.PREEMPTED) & ~itself, 1), else_=0)
     return (
         select(
             AttemptRow.job,
@@ -128,7 +132,11 @@ class WaitingVerbs(JobVerbs):
             past = {row.job: row for row in connection.execute(_PAST_OF_RUNNING)}
         return [
             Running(
-                **{**row._mapping, "state": AttemptState(row.state)},
+                **{
+                    **row._mapping,
+                    "state": AttemptState(row.state),
+                    "yield_cause": Cause(row.yield_cause) if row.yield_cause else None,
+                },
                 preempted=past[row.id].preempted if row.id in past else 0,
             )
             for row in rows

@@ -143,11 +143,12 @@ def _new(number: int, parameters: Mapping[str, object], config: JobConfig) -> Ne
         number,
         parameters,
         config.model_dump(mode="json"),
-        config.resources.ranks,
+        config.resources.min_ranks,
         config.resources.cpus,
         config.resources.gpus,
         Retry(**config.retry.model_dump()),
         config.time_limit,
+        config.resources.max_ranks,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 import torch.distributed as dist
 
 from textvae import train
+from textvae.batches import Batch
 from textvae.checkpoint import Position
 from textvae.config import Config, parse
+from textvae.vocabulary import PAD
 
 
 class Hooks:
@@ -36,11 +39,25 @@ class Hooks:
         pass
 
 
+def noting(file: Path, step: Callable[..., Any]) -> Callable[..., Any]:
+    """_Loop._step that first appends the real token ids of each review it takes, and its epoch, to `file`."""
+
+    def noted(self: Any, batch: Batch, *more: Any) -> Any:
+        with file.open("a") as lines:
+            for row in batch.tokens.tolist():
+                lines.write(json.dumps([self.position.epoch, *(id for id in row if id != PAD)]) + "\n")
+        return step(self, batch, *more)
+
+    return noted
+
+
 def main(rank: int, world_size: int, port: int, jobs: list[dict[str, Any]]) -> None:
     """Train each of `jobs` in turn."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     for job in jobs:
+        if "read" in job:
+            train._Loop._step = noting(Path(f"{job['read']}-{rank}"), train._Loop._step)  # type: ignore[method-assign]
         train.run(
             parse(Config, job["config"]),
             data_folder=Path(job["data"]),
@@ -48,6 +65,7 @@ def main(rank: int, world_size: int, port: int, jobs: list[dict[str, Any]]) -> N
             hooks=Hooks(job.get("stop_at")),
             rank=rank,
             world_size=world_size,
+            max_ranks=job.get("max_ranks"),
             resume=Path(job["resume"]) if "resume" in job else None,
         )
         dist.barrier()  # rank 0 may still write what the next one resumes from

@@ -117,6 +117,73 @@ def test_an_epoch_can_begin_anywhere(sizes: tuple[int, int, int], data: st.DataO
     assert all(_equal(a, b) for a, b in zip(rest, whole[start:], strict=True))
 
 
+ELASTIC = st.tuples(st.integers(1, 6), st.integers(0, 600), st.integers(0, 40)).map(
+    lambda sizes: (sizes[0], 2 * sizes[0] + sizes[1], 2 * sizes[0] + sizes[2])
+)
+
+
+@settings(deadline=None)
+@given(sizes=ELASTIC, shuffle=st.booleans(), fixed=st.booleans(), data=st.data())
+def test_every_review_once_however_often_the_number_of_ranks_changes(
+    sizes: tuple[int, int, int], shuffle: bool, fixed: bool, data: st.DataObject
+) -> None:
+    most, count, batch_size = sizes
+    step, begun, read = 0, 0, []
+    steps = None
+    while step != steps:
+        world = data.draw(st.integers(1, most), label="ranks")
+        ranks = [
+            _batches(
+                count,
+                SEED if fixed else ELBO,
+                batch_size=batch_size,
+                rank=rank,
+                world_size=world,
+                max_ranks=most,
+                shuffle=shuffle,
+            )
+            for rank in range(world)
+        ]
+        steps = len(ranks[0])
+        stop = data.draw(st.integers(step + 1, steps), label="until")
+        parts = [list(rank.epoch(1, step, begun))[: stop - step] for rank in ranks]
+        for together in zip(*parts, strict=True):
+            assert all(len(batch) >= 1 for batch in together)
+            assert {batch.total for batch in together} == {sum(len(batch) for batch in together)}
+            read += [number for batch in together for number in _numbers(batch)]
+        while step != stop:
+            begun = ranks[0].layout(step, begun)
+            step += 1
+    assert sorted(read) == list(range(count))
+
+
+def test_the_number_of_ranks_decides_nothing_but_who_reads_what() -> None:
+    """A window that one rank began has the same reviews in each of its other steps for three ranks."""
+    one = [set(_numbers(batch)) for batch in _batches(1000, batch_size=10).epoch(0)]
+    three = [_batches(1000, batch_size=10, rank=rank, world_size=3) for rank in range(3)]
+    steps = list(zip(*(rank.epoch(0, 20, 1) for rank in three), strict=True))
+    read = [{number for batch in batches for number in _numbers(batch)} for batches in steps]
+    assert read[:30] == one[20:50]  # the rest of the first window
+    assert read[30:] != one[50:] and set.union(*read[30:]) == set.union(*one[50:])  # the second
+
+
+def test_ranks_that_cannot_go_on_say_so() -> None:
+    two = _batches(9, batch_size=4, world_size=2)
+    assert len(two) == 3 and len(_batches(9, batch_size=4, world_size=4)) == 2
+    with pytest.raises(ValueError, match=r"that 2 ranks began in 3 steps .* by 4, for which it has 2"):
+        _batches(9, batch_size=4, world_size=4).epoch(0, 1, 2)
+    layout = _batches(13, batch_size=5, world_size=2)
+    sizes = [batch.total for batch in layout.epoch(0)]
+    assert len(sizes) == 3 and min(sizes) == 4
+    assert len(list(_batches(13, batch_size=5, world_size=4).epoch(0, 1, 2))) == 2
+    uneven = _batches(12, batch_size=4, world_size=2)
+    assert [batch.total for batch in uneven.epoch(0)] == [4, 4, 4]
+    uneven = _batches(10, batch_size=4, world_size=2)
+    assert sorted(batch.total for batch in uneven.epoch(0)) == [2, 4, 4]
+    with pytest.raises(ValueError, match=r"that 2 ranks laid out has 2 reviews, too few for 3 ranks"):
+        _batches(10, batch_size=4, world_size=3).epoch(0, 1, 2)
+
+
 def test_skipping_reads_only_the_window_it_lands_in() -> None:
     batches = _batches(10_000, batch_size=10)
     next(iter(batches.epoch(0, start=970)))
@@ -197,6 +264,9 @@ def test_a_batch_moves_to_a_device() -> None:
         (0, {"batch_size": 8}, "0 reviews cannot be shared by 1 ranks"),
         (9, {"batch_size": 3, "world_size": 4}, r"batch_size \(3\) counts the reviews of all 4 ranks"),
         (9, {"batch_size": 4, "world_size": 2, "rank": 2}, r"rank 2 is not in range\(2\)"),
+        (99, {"batch_size": 9, "max_ranks": 5}, r"batch_size \(9\) must be at least 10, two for each of"),
+        (9, {"batch_size": 99, "max_ranks": 5}, r"the number of reviews \(9\) must be at least 10"),
+        (9, {"batch_size": 9, "world_size": 3, "max_ranks": 2}, r"3 ranks are more than max_ranks \(2\)"),
     ],
 )
 def test_what_cannot_be_done(count: int, options: dict[str, int], reason: str) -> None:

@@ -24,6 +24,8 @@ from textvae.checkpoint import Position
 from textvae.config import METRICS, Config, parse
 from textvae.train import Outcome, Progress, Report, TrainingError
 
+from .gloo_ranks import noting
+
 STEPS = 8  # of an epoch: 144 training reviews, 20 a step
 
 
@@ -476,3 +478,27 @@ def test_several_ranks_take_the_exact_step_of_one_and_resume_bit_for_bit(folder,
         mine, theirs = (checkpoint.load(place).metrics["train"] for place in places)
         assert mine == pytest.approx(theirs, rel=1e-5)
     assert same_checkpoint(tmp_path / "whole/epoch-03", tmp_path / "resumed/epoch-03")
+
+
+def test_an_epoch_in_which_ranks_come_and_go_reads_every_review_once(folder, tmp_path, monkeypatch):
+    config = elbo(folder, vocabulary={"size": 200}, training={"epochs": 2})
+    job = {"config": config.model_dump(mode="json"), "data": str(folder / "data"), "max_ranks": 3}
+    job |= {"scratch": str(tmp_path), "read": str(tmp_path / "parts")}
+    run_ranks(2, [{**job, "stop_at": 3}])
+    run_ranks(3, [{**job, "stop_at": 2, "resume": str(tmp_path / "step-000003")}])
+    at = tmp_path / "step-000005"
+    assert checkpoint.load(at).position == Position(0, 5, 5, ranks=2)  # the window that two ranks began
+    step = train._Loop._step
+    monkeypatch.setattr(train._Loop, "_step", noting(tmp_path / "parts-alone", step))
+    resumed = run(config, folder, tmp_path, Hooks(), resume=at, max_ranks=3)
+    monkeypatch.setattr(train._Loop, "_step", noting(tmp_path / "whole", step))
+    whole = run(config, folder, tmp_path / "straight", Hooks(), max_ranks=3)
+
+    expected = (tmp_path / "whole").read_text().splitlines()
+    read = [line for file in tmp_path.glob("parts-*") for line in file.read_text().splitlines()]
+    assert len(set(expected)) > 2 * 100  # of 2 * 144: most can be told from one another
+    assert sorted(read) == sorted(expected)
+    assert resumed.position == whole.position == Position(2, 2 * STEPS, 0)
+    # Other ranks draw other noise. What is measured is of all reviews, those before the stops included.
+    for a, b in zip(resumed.reports, whole.reports, strict=True):
+        assert a.train["loss"] == pytest.approx(b.train["loss"], rel=0.1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from jobs.scheduling import Node, Policy, Preempting, Share, Waiting
+from jobs.scheduling import Growing, Node, Policy, Preempting, Share, Waiting
 
 from .simulation import Job, Mix
 
@@ -23,6 +23,8 @@ def anything(seed: int) -> Mix:
     owners = OWNERS[: draw.randint(1, 5)]
     span = draw.choice((50, 400))  # a burst, or a stream
     jobs = [_job(draw, n, draw.choice(owners), machines, span) for n in range(draw.randint(10, 30))]
+    if seed % 2:  # with elastic ones, drawn apart so that the rest of the mix is what it was
+        _stretch(random.Random(f"elastic {seed}"), jobs)
     shares = {
         owner: _share(draw, [job.first for job in jobs if job.first.owner == owner]) for owner in owners
     }
@@ -40,11 +42,60 @@ def anything(seed: int) -> Mix:
             uninterrupted=draw.choice((10, 60)),
             times=draw.choice((1, 3)),
         ),
+        growing=Growing(
+            enabled=seed % 10 > 1, patience=(0, 10, 30)[seed % 3], uninterrupted=(10, 40)[seed // 2 % 2]
+        ),
     )
     outages = []
     if len(machines) > 1 and draw.random() < 0.3:
         begins = draw.uniform(20, 300)
         outages.append((begins, begins + draw.uniform(20, 200), draw.randrange(len(machines))))
+    return Mix(policy, machines, jobs, outages)
+
+
+def _stretch(draw: random.Random, jobs: list[Job]) -> None:
+    """Let some jobs have more ranks if there is room: a few more, or any number. They have more to do."""
+    for job in jobs:
+        if draw.random() < 0.5:
+            longer = draw.choice((1, 3))
+            limit = None if job.first.limit is None else longer * job.first.limit
+            most = job.first.ranks + draw.choice((0, 1, 2, 5, 50))
+            job.first = replace(job.first, max_ranks=most, limit=limit)
+            job.work *= longer
+
+
+def coming_and_going(seed: int) -> Mix:
+    """A few long jobs, most of them elastic, on machines that go away and come back."""
+    draw = random.Random(f"elastic {seed}")
+    gpus = draw.choice((0, 0, 4))
+    machines = [Node(draw.choice((2, 4, 8)), gpus) for _ in range(draw.randint(2, 4))]
+    policy = Policy(
+        margin=15,
+        preemption=Preempting(patience=0, uninterrupted=20),
+        growing=Growing(patience=draw.choice((0, 10, 30)), uninterrupted=draw.choice((10, 40))),
+    )
+    jobs = []
+    for n in range(draw.randint(2, 8)):
+        ranks, work = draw.randint(1, 2), draw.uniform(100, 1500)
+        arrives = draw.uniform(0, 600)
+        waiting = Waiting(
+            f"job-{n:02}",
+            draw.choice(OWNERS[:3]),
+            draw.choice((0, 0, 0, 1, 100)),
+            ranks,
+            ranks,
+            ranks if gpus else 0,
+            sequence=n,
+            since=arrives,
+            limit=2 * work if draw.random() < 0.5 else None,
+            max_ranks=ranks + draw.choice((1, 3, 20)) if draw.random() < 0.8 else None,
+        )
+        fails = [draw.uniform(0, 300) for _ in range(draw.choice((0, 0, 1)))]
+        jobs.append(Job(waiting, arrives, work, fails))
+    outages = []
+    for machine in range(1, len(machines)):
+        begins = draw.uniform(20, 400)
+        outages.append((begins, begins + draw.uniform(20, 300), machine))
     return Mix(policy, machines, jobs, outages)
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
 
 from jobs.scheduling import Cluster, Node, Policy, Running, Used, Waiting
 from jobs.scheduling.room import Pool
@@ -116,17 +119,20 @@ def check(seen: Pass) -> None:
     left = [job for job in spec.waiting if job.id not in {s.id for s in started}]
     cpus = cluster.free_cpus - sum(job.cpus for job in started)
     gpus = cluster.free_gpus - sum(job.gpus for job in started)
+    asked = {job.id: job for job in spec.waiting}
+    least = [asked[job.id] for job in started]  # as if none of them had more ranks than it needs
     reserved = next((job for job in left if decisions.reserved and job.id == decisions.reserved.job), None)
     assert (reserved is None) == (decisions.reserved is None)
     for i, job in enumerate(started):
         assert job.ready(now), f"{job.id} was started and may not"
         if not spec.overdue(job):
-            _check_inversion(spec, job, left, started[:i], reserved, cluster)
+            _check_inversion(spec, asked[job.id], left, least[:i], reserved, cluster)
     _check_nobody_is_forgotten(spec, left, started, reserved, cluster, cpus, gpus)
     _check_reservation(
         spec, started, reserved, decisions.reserved.at if decisions.reserved else None, cluster
     )
     _check_preemption(spec, seen)
+    _check_elastic(spec, seen, left, reserved)
 
 
 def _check_room(started: list[Waiting], cluster: Cluster) -> None:
@@ -257,8 +263,37 @@ def _check_preemption(spec: Spec, seen: Pass) -> None:
             assert not room([*leaving, *(v for v in victims if v is not victim)]), f"{victim.id} for nothing"
 
 
-def reference(seen: Pass) -> tuple[list[str], str | None]:
-    """What starts, in order, and for which job room is kept: found by looking at every job every time."""
+def _check_elastic(spec: Spec, seen: Pass, left: list[Waiting], reserved: Waiting | None) -> None:
+    """Ranks are between the least and the most; who grows takes nothing that anybody waits for."""
+    asked = {job.id: job for job in spec.waiting}
+    for job in seen.decisions.start:
+        least = asked[job.id]
+        assert least.ranks <= job.ranks <= (least.max_ranks or least.ranks), f"{job.id} has {job.ranks} ranks"
+        assert job.cpus == pytest.approx(least.cpus * job.ranks / least.ranks)
+        assert job.gpus == pytest.approx(least.gpus * job.ranks / least.ranks)
+    running = {job.id: job for job in spec.running}
+    if (each := seen.decisions.grow) is not None:
+        job = running[each.job]
+        assert not seen.decisions.start and reserved is None, f"{job.id} grows while others wait"
+        waiting = {other.owner for other in left}
+        blocked = {other.owner for other in left if spec.over_quota(other)}  # and who comes behind those
+        assert waiting <= blocked - {job.owner}, f"{job.id} grows while others wait"
+        assert job.ranks < each.ranks <= (job.max_ranks or 0), f"{job.id} gains nothing"
+        assert job.started is not None
+        assert seen.now - job.started >= spec.policy.growing.uninterrupted
+        assert all(o.started is not None and o.yielding is None and not o.ending for o in spec.running)
+        more = each.ranks / job.ranks - 1
+        assert job.cpus * more <= seen.cluster.free_cpus + 1e-6, "more is grown into than is free"
+        assert job.gpus * more <= seen.cluster.free_gpus + 1e-6, "more is grown into than is free"
+        share = spec.policy.share(job.owner)
+        mine = [o for o in spec.running if o.owner == job.owner]
+        assert share.cpus is None or sum(o.cpus for o in mine) + job.cpus * more <= share.cpus + 1e-6
+        assert share.gpus is None or sum(o.gpus for o in mine) + job.gpus * more <= share.gpus + 1e-6
+
+
+def reference(seen: Pass) -> tuple[list[tuple[str, int]], str | None]:
+    """What starts, in order, with how many ranks, and for which job room is kept: found by looking at every
+    job every time."""
     spec, started, out, blocked = Spec(seen), [], set(), set()  # type: ignore[var-annotated]
     pool = Pool(seen.cluster)
     reserved: Waiting | None = None
@@ -278,7 +313,9 @@ def reference(seen: Pass) -> tuple[list[str], str | None]:
         for job in sorted(rest, key=lambda job: job.sequence):
             heads.setdefault(job.group, job)
         if not heads:
-            return [job.id for job in started], None if reserved is None else reserved.id
+            if not seen.decisions.preempt:
+                _widen(spec, started, pool, reserved, seen.cluster)
+            return [(job.id, job.ranks) for job in started], None if reserved is None else reserved.id
         job = min(heads.values(), key=key)
         if spec.over_quota(job, started):
             blocked.add(job.owner)
@@ -293,6 +330,45 @@ def reference(seen: Pass) -> tuple[list[str], str | None]:
                 turned.add(job.group)
             pool.take(job.shape)
             started.append(job)
+
+
+def _widen(
+    spec: Spec, started: list[Waiting], pool: Pool, reserved: Waiting | None, cluster: Cluster
+) -> None:
+    """Give those that start what is left, a rank each in turns, as if each rank were a job of its own."""
+    growing = [i for i, job in enumerate(started) if job.ranks < (job.max_ranks or 0)]
+    while growing:
+        full = []
+        for i in growing:
+            job = started[i]
+            more = replace(job, ranks=1, cpus=job.cpus / job.ranks, gpus=job.gpus / job.ranks)
+            share = spec.policy.share(job.owner)
+            mine = [other for other in [*spec.running, *started] if other.owner == job.owner]
+            if (
+                not pool.fits(more.shape)
+                or (share.cpus is not None and sum(o.cpus for o in mine) + more.cpus > share.cpus + 1e-6)
+                or (share.gpus is not None and sum(o.gpus for o in mine) + more.gpus > share.gpus + 1e-6)
+                or (reserved is not None and _delays(spec, more, reserved, started, cluster))
+                or not _one_by_one([*started[:i], job.with_ranks(job.ranks + 1), *started[i + 1 :]], cluster)
+            ):
+                full.append(i)
+                continue
+            pool.take(more.shape)
+            started[i] = replace(
+                job, ranks=job.ranks + 1, cpus=job.cpus + more.cpus, gpus=job.gpus + more.gpus
+            )
+            if started[i].ranks == job.max_ranks:
+                full.append(i)
+        growing = [i for i in growing if i not in full]
+
+
+def _one_by_one(gangs: list[Waiting], cluster: Cluster) -> bool:
+    pool = Pool(cluster)
+    for gang in gangs:
+        if not pool.fits(gang.shape):
+            return False
+        pool.take(gang.shape)
+    return True
 
 
 def as_running(job: Waiting, now: float) -> Running:

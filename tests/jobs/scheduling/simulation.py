@@ -16,6 +16,7 @@ from jobs.scheduling import (
     Decisions,
     History,
     Node,
+    Patience,
     Policy,
     Running,
     Spent,
@@ -33,13 +34,16 @@ class Job:
 
     first: Waiting  # as submitted
     arrives: float
-    work: float  # seconds
+    work: float  # seconds, with the ranks without which it does not start
     fails_after: list[float] = field(default_factory=list)  # seconds into its first attempts
     after: str | None = None  # a job that must have ended
     held_until: float | None = None
     done: float = 0.0  # seconds of work that are saved
     attempts: int = 0
     displaced: int = 0
+    grown: list[tuple[int, int]] = field(
+        default_factory=list
+    )  # ranks before and after it made way for itself
     finished: float | None = None
     waits: list[tuple[float, float]] = field(default_factory=list)  # when it was ready, when it started
     turns_before: list[int] = field(default_factory=list)  # for each wait: starts of its group ahead of it
@@ -93,6 +97,7 @@ class Simulation:
         self.passes = 0
         self.watch = watch
         self._tick = tick
+        self._patience = Patience()
         self._random = random.Random(seed)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._serial = itertools.count()
@@ -137,8 +142,12 @@ class Simulation:
         self.watch(Pass(self.now, tuple(self.backlog), running, cluster, history, policy, decisions))
         for each in decisions.preempt:
             self._yield(self.running[each.victim])
+        if self._patience.over(decisions.grow, running, policy, self.now) and decisions.grow:
+            self._yield(self.running[decisions.grow.job], for_itself=True)
         for job in decisions.start:
             self._start(self.jobs[job.id], job)
+        if decisions.grow:
+            self._at(self.now + policy.growing.patience, lambda: None)
 
     def _at(self, when: float, what: Callable[[], None]) -> None:
         heapq.heappush(self._events, (when, next(self._serial), what))
@@ -184,13 +193,15 @@ class Simulation:
             group == view.group and sequence < view.sequence and when >= ready
             for group, sequence, when in self._starts
         )
+        if job.grown and not job.grown[-1][1]:
+            job.grown[-1] = job.grown[-1][0], view.ranks
         job.waits.append((ready, self.now))
         job.turns_before.append(ahead)
         self._starts.append((view.group, view.sequence, self.now))
         self.accounts.turn(view.group, view.sequence, self.now)
         started = self.now + self._random.uniform(0.1, 3)
         fails = job.fails_after[job.attempts] if job.attempts < len(job.fails_after) else None
-        left_to_do = job.work - job.done
+        left_to_do = (job.work - job.done) * job.first.ranks / view.ranks
         succeeds = fails is None or fails >= left_to_do
         job.attempts += 1
         running = Running(
@@ -204,11 +215,14 @@ class Simulation:
             started=started,
             limit=view.limit,
             displaced=job.displaced,
+            max_ranks=view.max_ranks,
         )
         serial = next(self._serial)
         ends = started + (left_to_do if succeeds or fails is None else fails)
         self.running[view.id] = _Attempt(running, placed, ends, serial, succeeds)
         self._at(ends, lambda: self._end(view.id, serial))
+        if view.max_ranks is not None:
+            self._at(started + self.mix.policy.growing.uninterrupted, lambda: None)
 
     def _end(self, id: str, serial: int) -> None:
         attempt = self.running.get(id)
@@ -225,7 +239,7 @@ class Simulation:
         else:
             self._lost(job, trained)
 
-    def _yield(self, attempt: _Attempt) -> None:
+    def _yield(self, attempt: _Attempt, *, for_itself: bool = False) -> None:
         attempt.view = replace(attempt.view, yielding=self.now)
         id, serial = attempt.view.id, attempt.serial
 
@@ -235,7 +249,10 @@ class Simulation:
                 return  # it ended by itself before
             job = self.jobs[id]
             job.done += self._trained(attempt)  # to its last step
-            job.displaced += 1
+            if for_itself:
+                job.grown.append((attempt.view.ranks, 0))
+            else:
+                job.displaced += 1
             self._leave(attempt)
             self._wait(job)
 
@@ -250,12 +267,13 @@ class Simulation:
                 self._lost(self.jobs[id], trained)
 
     def _lost(self, job: Job, trained: float) -> None:
-        job.done += trained // CHECKPOINT * CHECKPOINT
+        job.done += trained // CHECKPOINT * CHECKPOINT  # of work
         self._wait(job)
 
     def _trained(self, attempt: _Attempt) -> float:
         assert attempt.view.started is not None
-        return max(0.0, min(self.now, attempt.ends) - attempt.view.started)
+        seconds = max(0.0, min(self.now, attempt.ends) - attempt.view.started)
+        return seconds * attempt.view.ranks / self.jobs[attempt.view.id].first.ranks
 
     def _leave(self, attempt: _Attempt) -> None:
         view = attempt.view

@@ -1,4 +1,4 @@
-"""1,000 random mixes: every single decision is held against the rules, and every mix comes to its end."""
+"""1,100 random mixes: every single decision is held against the rules, and every mix comes to its end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from . import mixes, oracle
 from .simulation import Mix, Pass, Simulation
 
-GENERAL, SATURATED = 900, 100  # mixes
+GENERAL, ELASTIC, SATURATED = 900, 100, 100  # mixes
 BLOCK = 100
 YIELD, PLACING = 10.0, 3.0  # seconds that the simulation takes at most to make room, and to start
 
@@ -21,11 +21,14 @@ class _Watch:
         self._displaced: dict[str, int] = {}
         self.preemptions = 0
         self.backfills = 0
+        self.wide = 0  # starts with more ranks than needed
 
     def __call__(self, seen: Pass) -> None:
         oracle.check(seen)
         started, reserved = oracle.reference(seen)
-        assert [job.id for job in seen.decisions.start] == started
+        seen_as = {job.id: job for job in seen.waiting}
+        assert [(job.id, job.ranks) for job in seen.decisions.start] == started
+        self.wide += sum(job.ranks > seen_as[job.id].ranks for job in seen.decisions.start)
         assert (seen.decisions.reserved and seen.decisions.reserved.job) == reserved
         self._check_promises(seen)
         for each in seen.decisions.preempt:
@@ -73,27 +76,44 @@ def _wait_limit(mix: Mix, priority: int, turns_before: int) -> float:
     return (2 * turns_before + 1) * turn + sum(ends - begins for begins, ends, _ in mix.outages)
 
 
+def _run(mix: Mix, seed: int) -> _Watch:
+    """Run a mix to its end with every decision watched; each of its jobs ends, within the bound."""
+    watch = _Watch(mix)
+    simulation = Simulation(mix, seed, watch)
+    try:
+        simulation.run()
+        assert [job.first.id for job in mix.jobs if job.finished is None] == [], "they never ran"
+        for job in mix.jobs:
+            assert job.done <= job.work + 1e-6
+            for (ready, started), before in zip(job.waits, job.turns_before, strict=True):
+                limit = _wait_limit(mix, job.first.priority, before)
+                assert started - ready <= limit, (
+                    f"{job.first.id} waited {started - ready:.0f} s of {limit:.0f}"
+                )
+    except AssertionError as error:
+        raise AssertionError(f"seed {seed}, at {simulation.now}: {error}") from error
+    return watch
+
+
 @pytest.mark.parametrize("first", range(0, GENERAL, BLOCK))
 def test_mixes_of_everything(first: int) -> None:
-    preemptions = 0
-    for seed in range(first, first + BLOCK):
-        mix = mixes.anything(seed)
-        watch = _Watch(mix)
-        simulation = Simulation(mix, seed, watch)
-        try:
-            simulation.run()
-            assert [job.first.id for job in mix.jobs if job.finished is None] == [], "they never ran"
-            for job in mix.jobs:
-                assert job.done <= job.work + 1e-6
-                for (ready, started), before in zip(job.waits, job.turns_before, strict=True):
-                    limit = _wait_limit(mix, job.first.priority, before)
-                    assert started - ready <= limit, (
-                        f"{job.first.id} waited {started - ready:.0f} s of {limit:.0f}"
-                    )
-        except AssertionError as error:
-            raise AssertionError(f"seed {seed}, at {simulation.now}: {error}") from error
-        preemptions += watch.preemptions
-    assert preemptions > 20  # else the mixes show nothing of it
+    watches = [_run(mixes.anything(seed), seed) for seed in range(first, first + BLOCK)]
+    # Else the mixes show nothing of it.
+    assert sum(watch.preemptions for watch in watches) > 20
+    assert sum(watch.wide for watch in watches) > 20
+
+
+def test_elastic_jobs_go_on_with_what_there_is() -> None:
+    grown: list[tuple[int, int]] = []
+    wide = 0
+    for seed in range(ELASTIC):
+        mix = mixes.coming_and_going(seed)
+        wide += _run(mix, seed).wide
+        grown += [each for job in mix.jobs for each in job.grown]
+    assert wide > ELASTIC and len(grown) > ELASTIC / 2
+    # It is worth it, but where somebody else came, or a machine was lost, in the seconds that it took.
+    gained = sum(after > before for before, after in grown)
+    assert gained > 0.9 * len(grown), f"{gained} of {len(grown)}"
 
 
 @pytest.mark.parametrize("first", range(0, SATURATED, BLOCK // 2))

@@ -18,12 +18,12 @@ from .conftest import AddJob, child
 def many(store: Store, add_job: AddJob) -> Store:
     """Jobs in every state, each column of theirs set in one of them at least."""
     add_job("waits", owner="ada", not_before=datetime(2030, 1, 1, 12, 30, 15, 250, tzinfo=UTC))
-    add_job("held", owner="bob", held=True, priority=5, time_limit=90.5, gpus=0.5)
+    add_job("held", owner="bob", held=True, priority=5, time_limit=90.5, gpus=0.5, max_ranks=4)
     for id in ("yields", "stops", "fails", "done"):
         add_job(id, owner="bob", retry=Retry(2, ("timeout",), 1.5, 3))
         store.open_attempt(id, 1, "dispatcher")
         store.start_attempt(id, 1)
-    store.request_yield("yields", "ada", "room")
+    store.request_yield("yields", "ada", "room", cause=Cause.RESIZED)
     store.request_cancel("stops", "ada")
     store.finish_attempt(
         "fails", 1, AttemptState.FAILED, by="attempt", cause=Cause.BAD_CONFIG, error="böse\nline"
