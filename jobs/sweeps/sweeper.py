@@ -95,16 +95,12 @@ class Sweeper:
             if trial.state.final or trial.cancel_requested is not None or trial.spared:
                 continue
             own = curves.get(trial.job, {})
-            if own and max(own) >= self._epochs(space, trial):
-                continue  # it is about to end by itself
             siblings = [curve for job, curve in curves.items() if job != trial.job]
             reason = behind(rule, select.mode, select.metric, own, siblings)
-            if reason is not None and self._service.stop_early(trial.job, reason, by=self._by) is not None:
+            if reason is None or max(own) >= space.child(trial.parameters).training.epochs:
+                continue  # or it is about to end by itself
+            if self._service.stop_early(trial.job, reason, by=self._by) is not None:
                 logger.info("stopping %s early: %s", trial.job, reason, extra=about(trial.job))
-
-    @staticmethod
-    def _epochs(space: Space, trial: Trial) -> int:
-        return int(trial.parameters.get("training.epochs", space.config.training.epochs))
 
     def _make(self, sweep: Job, space: Space, trials: Sequence[Trial], curves: Mapping[str, Curve]) -> int:
         """Make as many children as there is room for; how many were made."""
