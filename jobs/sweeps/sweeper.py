@@ -95,25 +95,19 @@ class Sweeper:
             if trial.state.final or trial.cancel_requested is not None or trial.spared:
                 continue
             own = curves.get(trial.job, {})
-            if own and max(own) >= self._epochs(space, trial):
-                continue  # it is about to end by itself
             siblings = [curve for job, curve in curves.items() if job != trial.job]
             reason = behind(rule, select.mode, select.metric, own, siblings)
-            if reason is not None and self._service.stop_early(trial.job, reason, by=self._by) is not None:
+            if reason is None or max(own) >= space.child(trial.parameters).training.epochs:
+                continue  # or it is about to end by itself
+            if self._service.stop_early(trial.job, reason, by=self._by) is not None:
                 logger.info("stopping %s early: %s", trial.job, reason, extra=about(trial.job))
-
-    @staticmethod
-    def _epochs(space: Space, trial: Trial) -> int:
-        return int(trial.parameters.get("training.epochs", space.config.training.epochs))
 
     def _make(self, sweep: Job, space: Space, trials: Sequence[Trial], curves: Mapping[str, Curve]) -> int:
         """Make as many children as there is room for; how many were made."""
-        if sweep.cancel_requested is not None or sweep.error is not None:
-            return 0
         assert sweep.trials is not None
         open_ = sum(not trial.state.final for trial in trials)
         room = min(sweep.trials - len(trials), space.sweep.at_once - open_, _TOGETHER)
-        if room <= 0:
+        if room <= 0 or not self._may_make(sweep):
             return 0
         past = [_past(trial, curves.get(trial.job, {})) for trial in trials]
         new: list[NewTrial] = []
@@ -131,6 +125,16 @@ class Sweeper:
                 "sweep %s: made %s", sweep.id, ", ".join(job.id for job in made), extra=about(sweep.id)
             )
         return len(made)
+
+    def _may_make(self, sweep: Job) -> bool:
+        """Whether it is worth choosing children; `Store.add_trials` decides it."""
+        if sweep.cancel_requested is not None or sweep.error is not None or sweep.held is not None:
+            return False
+        if sweep.state is JobState.QUEUED:
+            waiting = self._store.waiting(sweep.id)
+            if waiting is None or not waiting.eligible:
+                return False
+        return self._store.draining() is None
 
     def _space(self, sweep: Job) -> Space:
         if sweep.id not in self._spaces:
