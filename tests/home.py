@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,13 @@ class Home:
 
     def call(self, *words: str, code: int = 0, timeout: float = 120) -> str:
         """What the program prints on stdout; its exit code must be `code`."""
+        return self._run(words, code, timeout).stdout
+
+    def failing(self, *words: str, code: int, timeout: float = 120) -> str:
+        """What the program says on stderr; its exit code must be `code`."""
+        return self._run(words, code, timeout).stderr
+
+    def _run(self, words: Sequence[str], code: int, timeout: float) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [PROGRAM, *words],
             env=self.environment,
@@ -50,7 +57,7 @@ class Home:
             timeout=timeout,
         )
         assert done.returncode == code, f"{words}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
+        return done
 
     def json(self, *words: str, **more: Any) -> Any:
         return json.loads(self.call(*words, "--json", **more))
