@@ -87,6 +87,7 @@ def fit(
     on_message: OnMessage,
     start_timeout: float = 300.0,
     max_ranks: int | None = None,
+    silence: float = 60.0,
 ) -> FitResult:
     """Train the textvae.config.Config that `config` dumps to, on `ranks` processes; blocks until it ended.
 
@@ -103,13 +104,18 @@ def fit(
 
     and answers {"stop": bool}; a stop ends training with a checkpoint of the step it is at. If it raises,
     training ends and `fit` raises the same. Raises RankError, which names the rank and its error, when a
-    rank fails or the ranks have not started within `start_timeout` seconds.
+    rank fails, its process has not answered for `silence` seconds (it is frozen, or its node out of reach),
+    or the ranks have not started within `start_timeout` seconds.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     parse(Config, config)  # a wrong config fails here, before any rank starts
-    os.environ.update(_RAY_TRAIN, RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S=str(start_timeout))
+    os.environ.update(
+        _RAY_TRAIN,
+        RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S=str(start_timeout),
+        RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S=str(silence),
+    )
     desk = _Desk(on_message)
     trainer = TorchTrainer(
         _rank,
@@ -195,8 +201,7 @@ class _Desk:
         died = {
             rank: failure
             for rank, failure in sorted(getattr(error, "worker_failures", {}).items())
-            if isinstance(_root(failure), ray.exceptions.RayError)
-            and not isinstance(failure, ray.exceptions.RayTaskError)
+            if _lost(_root(failure)) and not isinstance(failure, ray.exceptions.RayTaskError)
         }
         if died:
             return RankError(
@@ -216,10 +221,7 @@ def _fault(errors: list[BaseException]) -> Fault | None:
         return "out-of-memory"
     if any(type(error).__name__ == "WorkerGroupStartupTimeoutError" for error in errors):
         return "start-timeout"
-    if any(
-        isinstance(error, ray.exceptions.RayError) and not isinstance(error, ray.exceptions.RayTaskError)
-        for error in errors
-    ):
+    if any(_lost(error) and not isinstance(error, ray.exceptions.RayTaskError) for error in errors):
         return "rank-lost"
     return None
 
@@ -228,6 +230,12 @@ def no_memory(error: BaseException) -> bool:
     """Whether the host had no memory left for a process; that of a GPU is training's own matter."""
     # PyTorch has no class of its own for it.
     return isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def _lost(error: BaseException) -> bool:
+    """Whether Ray says so of a rank that it cannot reach, or that does not answer it."""
+    silent = type(error).__name__ == "WorkerHealthCheckTimeoutError"
+    return silent or isinstance(error, ray.exceptions.RayError)
 
 
 def _root(error: BaseException) -> BaseException:

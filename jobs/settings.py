@@ -58,6 +58,7 @@ class Settings:
     max_cpus: float | None = None
     max_gpus: float | None = None
     start_timeout: float = 120.0
+    stall_timeout: float = 3600.0
     log_format: str = "text"
     scheduling: Path | None = None
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
@@ -100,6 +101,9 @@ class Settings:
             max_gpus=take("max_gpus", "TEXTVAE_MAX_GPUS", None, number("TEXTVAE_MAX_GPUS")),
             start_timeout=take(
                 "start_timeout", "TEXTVAE_START_TIMEOUT", 120.0, number("TEXTVAE_START_TIMEOUT")
+            ),
+            stall_timeout=take(
+                "stall_timeout", "TEXTVAE_STALL_TIMEOUT", 3600.0, number("TEXTVAE_STALL_TIMEOUT")
             ),
             log_format=take("log_format", "TEXTVAE_LOG_FORMAT", "text", _log_format),
             scheduling=take("scheduling", "TEXTVAE_SCHEDULING", home / "scheduling.yaml", path),

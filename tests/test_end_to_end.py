@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 import signal
-import socket
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
-import psutil
 import pytest
 
-pytestmark = pytest.mark.e2e
+from .home import Home, open_home
 
-PROGRAM = Path(sys.executable).with_name("textvae-jobs")
+pytestmark = pytest.mark.e2e
 
 TINY = """
 name: tiny
@@ -34,71 +26,10 @@ training: {{epochs: 2, batch_size: 16, learning_rate: 0.01}}
 """
 
 
-class Home:
-    """A home folder of its own with ports of its own, and the program called on it."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.ports = [free_port(), free_port()]
-        elsewhere = ("TEXTVAE_DATABASE_URL", "TEXTVAE_REDIS_URL", "TEXTVAE_STORAGE", "RAY_ADDRESS")
-        self.environment = {name: text for name, text in os.environ.items() if name not in elsewhere}
-        self.environment |= {"TEXTVAE_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
-        self.up = [
-            str(PROGRAM),
-            "up",
-            "--dashboard-port",
-            str(self.ports[0]),
-            "--serve-port",
-            str(self.ports[1]),
-            "--cpus",
-            "2",
-        ]
-
-    def call(self, *words: str, code: int = 0, timeout: float = 120) -> str:
-        """What the program prints on stdout; its exit code must be `code`."""
-        done = subprocess.run(
-            [PROGRAM, *words],
-            env=self.environment,
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
-        assert done.returncode == code, f"{words}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
-
-    def json(self, *words: str, **more: Any) -> Any:
-        return json.loads(self.call(*words, "--json", **more))
-
-    def processes(self) -> list[str]:
-        """The command lines of all processes that belong to this home."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get("TEXTVAE_HOME") == self.environment["TEXTVAE_HOME"]:
-                    found.append(" ".join(process.cmdline()))
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue
-        return found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture
 def home() -> Iterator[Home]:
-    # Ray's sockets need a short path.
-    home = Home(Path(tempfile.mkdtemp(prefix="tv-", dir="/tmp")))
-    try:
+    with open_home() as home:
         yield home
-    finally:
-        subprocess.run([PROGRAM, "down"], env=home.environment, timeout=120, check=False)
-        left = home.processes()
-        shutil.rmtree(home.folder, ignore_errors=True)
-    assert left == []
 
 
 def test_from_up_to_an_http_answer_to_down(home: Home) -> None:

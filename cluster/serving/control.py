@@ -13,6 +13,9 @@ APPLICATION = "textvae"
 DEPLOYMENT = "TextVAE"
 IMPORT_PATH = "cluster.serving.app:application"
 
+# Seconds. A replica that has not answered three times in a row is frozen, and is replaced.
+HEALTH_CHECK = {"health_check_period_s": 5, "health_check_timeout_s": 10}
+
 _LOOPBACK = "127.0.0.1"
 
 
@@ -63,6 +66,7 @@ def apply(
                         "num_replicas": replicas,
                         "ray_actor_options": {"num_cpus": cpus},
                         "user_config": {"models": models, "default": default},
+                        **HEALTH_CHECK,
                     }
                 ],
             }

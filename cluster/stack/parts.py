@@ -139,7 +139,10 @@ def ray_temporary(paths: Paths) -> Path:
         raise StackError(
             f"ray: {folder} is too long for Ray's sockets; set TMPDIR to a folder of at most 20 characters"
         )
-    folder.mkdir(mode=0o700, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise StackError(f"ray: {folder} cannot be made: {error.strerror or error}") from error
     # The shared temporary folder lets anyone make that name first: take it only if it is ours alone.
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
@@ -195,6 +198,9 @@ def start_ray(
         "RAY_USAGE_STATS_ENABLED": "0",
         # A head that ends has no other node to move its actors to; waiting for that takes 30 s.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        # Whoever waits for it has a limit; on a busy machine Ray's own, of a minute, come too soon.
+        "RAY_raylet_start_wait_time_s": "600",
+        "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "600",
     }
     environment.pop("RAY_ADDRESS", None)
     return processes.start("ray", argv, environment, paths.log("ray"))

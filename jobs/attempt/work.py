@@ -57,6 +57,7 @@ class Work:
         self._clock = clock
         self._records = Records(store, queue, settings, job, number, log, tools, self._timings, clock)
         self._started: float | None = None  # when the ranks said something first
+        self._heard = 0.0  # and last
         self._stop = threading.Event()  # training is asked to stop
         self._why = Cause.CANCELLED  # why it is
         self._excuse: str | None = None  # the error that is recorded then
@@ -106,6 +107,7 @@ class Work:
                 # The first word of a rank: they have all been placed.
                 self._records.start()
                 self._started = self._clock()
+            self._heard = self._clock()
             match message.get("kind"):
                 case "progress":
                     self._records.progress(message)
@@ -172,6 +174,7 @@ class Work:
                     renewed = self._clock()
                     self._renew()
                 self._obey(self._records.check())
+                self._listen()
             except StaleAttempt as error:
                 if not self._ending.is_set():
                     self._abandon(str(error))
@@ -205,6 +208,15 @@ class Work:
         # There is no rank yet that could be asked, and nothing to lose.
         self._finish(_STOPPED[why], why, self._excuse)
         self._abandon(f"{_SAID[why]} before training began")
+
+    def _listen(self) -> None:
+        """Give training up that has said nothing for so long that it must hang, whatever it hangs at."""
+        limit = self._settings.stall_timeout
+        if self._started is None or self._clock() - self._heard < limit:
+            return
+        error = f"its ranks have said nothing for {limit:g} s: they hang"
+        self._finish(AttemptState.FAILED, Cause.RANK_LOST, error)
+        self._abandon(error)
 
     def _order(self, job: Job) -> Cause | None:
         """Why training has to stop; none if it may go on."""

@@ -11,6 +11,7 @@ import httpx
 from jobs.cli import errors, output, service
 
 _TIMEOUT = 60.0  # seconds
+_TRIES = 3  # of a question whose server died while it had it
 
 
 class NotYet(errors.Unreachable):
@@ -20,16 +21,25 @@ class NotYet(errors.Unreachable):
 def ask(path: str, body: Mapping[str, Any] | None = None, *, timeout: float = _TIMEOUT) -> Any:
     """The JSON that the served model answers: POST with a body, GET without.
 
-    Raises Unreachable if nothing answers, NotYet if nothing is served yet, NotFound for a model that is not,
-    Wrong for what it refuses.
+    A question changes nothing, so one that is lost with the process that had it is asked again. Raises
+    Unreachable if nothing answers, NotYet if nothing is served yet, NotFound for a model that is not, Wrong
+    for what it refuses.
     """
     address = service.settings().serve_url
     if address is None:
         raise errors.Unreachable("the service is not up; bring it up with: textvae-jobs up")
     url = address.rstrip("/") + path
     try:
-        with httpx.Client(timeout=timeout, trust_env=False) as client:
-            answer = client.get(url) if body is None else client.post(url, json=dict(body))
+        for left in reversed(range(_TRIES)):
+            try:
+                with httpx.Client(timeout=timeout, trust_env=False) as client:
+                    answer = client.get(url) if body is None else client.post(url, json=dict(body))
+            except (httpx.ReadError, httpx.RemoteProtocolError):
+                if not left:
+                    raise
+            else:
+                if not _lost(answer):
+                    break
     except httpx.HTTPError as error:
         raise errors.Unreachable(f"{url} does not answer ({error}); see: textvae-jobs status") from error
     if answer.is_success:
@@ -72,6 +82,11 @@ def wait_until_served(name: str, version: int, seconds: float) -> None:
 def texts(answer: Any) -> list[str]:
     """The texts of an answer that holds texts."""
     return [str(text) for text in answer["texts"]]
+
+
+def _lost(answer: httpx.Response) -> bool:
+    """Whether it is Serve that answers, for a replica that died: the replica itself answers in JSON."""
+    return answer.status_code == 500 and not answer.text.lstrip().startswith("{")
 
 
 def _reason(answer: httpx.Response) -> str:

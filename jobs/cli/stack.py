@@ -41,7 +41,14 @@ SERVE_PORT = 8000
     help="The port of the served model.",
 )
 @click.option("--cpus", type=click.IntRange(1), help="CPUs to offer to jobs; all of this machine by default.")
-def up(detach: bool, dashboard_port: int, serve_port: int, cpus: int | None) -> None:
+@click.option(
+    "--timeout",
+    default=120.0,
+    show_default=True,
+    type=click.FloatRange(1),
+    help="Seconds that each part may take; a busy machine needs more.",
+)
+def up(detach: bool, dashboard_port: int, serve_port: int, cpus: int | None, timeout: float) -> None:
     """Bring the service up on this machine.
 
     Redis, a Ray head with its dashboard, the dispatcher and the HTTP server; Redis and Ray only where
@@ -51,7 +58,7 @@ def up(detach: bool, dashboard_port: int, serve_port: int, cpus: int | None) -> 
     """
     home = service.settings().home
     with signals_as_exit():
-        describe(bring_up(cpus=cpus, dashboard_port=dashboard_port, serve_port=serve_port))
+        describe(bring_up(cpus=cpus, dashboard_port=dashboard_port, serve_port=serve_port, timeout=timeout))
         if detach:
             output.talk("up; take it down with: textvae-jobs down")
             return
@@ -64,7 +71,7 @@ def up(detach: bool, dashboard_port: int, serve_port: int, cpus: int | None) -> 
             end()
 
 
-def bring_up(*, cpus: int | None, dashboard_port: int, serve_port: int) -> Stack:
+def bring_up(*, cpus: int | None, dashboard_port: int, serve_port: int, timeout: float = 120.0) -> Stack:
     """Start whatever of the stack is not up yet, and wait until all of it answers."""
     from cluster import stack
 
@@ -80,6 +87,7 @@ def bring_up(*, cpus: int | None, dashboard_port: int, serve_port: int) -> Stack
         dashboard_port=dashboard_port,
         serve_port=serve_port,
         on_part=lambda part, detail: output.talk(f"{part}: {detail}"),
+        timeout=timeout,
     )
     service.forget()
     return started

@@ -78,6 +78,13 @@ class Redis:
         client.flushall()
         client.close()
 
+    def configure(self, name: str, value: str) -> None:
+        import redis
+
+        client = redis.Redis.from_url(self.url)
+        client.config_set(name, value)
+        client.close()
+
 
 class Ground:
     """One home with its parts. `pace` is how many seconds a step of a stub job takes."""

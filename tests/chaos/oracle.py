@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from textvae.artifacts import Artifacts
 from textvae.checkpoint import CheckpointError
 
 from .launcher import Processes
+from .serving import FileServer
 from .training import STEPS, chain, fingerprint, uninterrupted, weights_of
 
 
@@ -33,9 +33,19 @@ class Expected:
 
 
 def problems(
-    store: Store, settings: Settings, jobs: Iterable[Expected], processes: Processes | None = None
+    store: Store,
+    settings: Settings,
+    jobs: Iterable[Expected],
+    processes: Processes | None = None,
+    *,
+    served: Mapping[str, int] | None = None,
 ) -> list[str]:
-    """Everything that is not as it must be, in words; nothing is expected."""
+    """Everything that is not as it must be, in words; nothing is expected.
+
+    `served` is the version of each model that is served; by default what a `FileServer` serves.
+    """
+    if served is None:
+        served = {model: version["version"] for model, version in FileServer(settings.home).current().items()}
     artifacts = Artifacts(settings.storage)
     found: list[str] = []
     known = {job.id for job in store.jobs()}
@@ -50,7 +60,9 @@ def problems(
         found += [
             f"job {job.id}: {problem}" for problem in _of_job(store, artifacts, job, expected, settings)
         ]
-    found += _of_models(store, artifacts, settings)
+    found += _of_models(store, artifacts)
+    want = {version.model: version.version for version in store.served()}
+    found += [] if served == want else [f"served are {served}, promoted {want}"]
     if settings.redis_url is not None:
         found += _of_redis(store, settings)
     if processes is not None:
@@ -133,7 +145,7 @@ def _of_events(store: Store, job: Job) -> Iterable[str]:
             yield f"has {count} events {kind}"
 
 
-def _of_models(store: Store, artifacts: Artifacts, settings: Settings) -> Iterable[str]:
+def _of_models(store: Store, artifacts: Artifacts) -> Iterable[str]:
     makers: Counter[str] = Counter()
     for model in store.models():
         for version in store.versions(model.name):
@@ -147,11 +159,6 @@ def _of_models(store: Store, artifacts: Artifacts, settings: Settings) -> Iterab
         if not promotions or promotions[-1].version != model.current:
             yield f"model {model.name} serves version {model.current}, which was not promoted last"
     yield from (f"job {job} made {count} versions" for job, count in makers.items() if count > 1)
-    served = settings.home / "served.json"
-    serves = json.loads(served.read_text()) if served.exists() else {}
-    want = {version.model: version.version for version in store.served()}
-    if {model: version["version"] for model, version in serves.items()} != want:
-        yield f"served are {serves}, promoted {want}"
 
 
 def _of_redis(store: Store, settings: Settings) -> Iterable[str]:

@@ -1,8 +1,9 @@
-"""Redis emptied, and back with what it held a while ago: all is as the database says, in the same order."""
+"""Redis emptied, back with what it held a while ago, full: all is as the database says, in the same order."""
 
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import time
 from collections.abc import Iterator
@@ -12,15 +13,17 @@ from pathlib import Path
 import pytest
 from sqlalchemy import insert
 
+from cluster.stack import parts
 from jobs.attempt import Timings as AttemptTimings
 from jobs.config import from_mapping
 from jobs.dispatcher import Timings
-from jobs.queue import Entry, Queue
+from jobs.queue import Entry, Queue, QueueUnavailable
 from jobs.service import Service
 from jobs.store import AttemptState, JobState, Store
 from jobs.store.tables import JobRow
 
 from .ground import Ground, Redis, end, until
+from .oracle import Expected, problems
 
 ALL = os.environ.get("TEXTVAE_CHAOS") == "all"
 JOBS = 10_000 if ALL or os.environ.get("CI") else 2_000
@@ -135,3 +138,62 @@ def test_redis_with_an_old_append_only_file_is_corrected(service: Service, redis
     assert service.queue.renew("running", 1, 600)
     assert service.queue.leases(["running"]) == {"running": 1}
     assert [job.id for job in store.queued()] == ["new"]
+
+
+def fill(redis: Redis, what: str) -> None:
+    """Leave no room, in memory or on the disk: its file may not grow any more."""
+    if what == "memory":
+        redis.configure("maxmemory", "1")
+    else:
+        resource.prlimit(redis.pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+
+
+def make_room(redis: Redis, what: str) -> None:
+    if what == "memory":
+        redis.configure("maxmemory", "0")
+    else:
+        resource.prlimit(redis.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def refuses(queue: Queue) -> bool:
+    try:
+        queue.ring()
+    except QueueUnavailable as error:
+        return "refuses" in str(error)
+    return False
+
+
+@pytest.mark.parametrize("what", ["memory", "disk"])
+def test_a_full_redis_refuses_and_loses_nothing(
+    what: str, ground: Ground, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A job that runs ends well; one that comes waits for room, or for nothing."""
+    executable, version = parts.redis_server()
+    wrapper = tmp_path / "redis-server"
+    # The kernel ends who writes beyond the largest size; a full disk only fails the call.
+    wrapper.write_text(f"#!/bin/sh\ntrap '' XFSZ\nexec '{executable}' \"$@\"\n")
+    wrapper.chmod(0o700)
+    monkeypatch.setattr(parts, "redis_server", lambda: (wrapper, version))
+    redis.stop()
+    redis.start()
+    ground.attempt_order["pace"] = 0.1
+    dispatcher, store, queue = ground.dispatcher(), Store(ground.settings.database_url), Queue(redis.url)
+    # It trains for longer than an attempt may be silent.
+    assert ground.client("submit", str(ground.config("stub", 3, 8)), "--id", "running").wait() == 0
+    until(lambda: store.checkpoints("running"), "a checkpoint")
+    fill(redis, what)
+    until(lambda: refuses(queue), "Redis to refuse", pause=0.1)
+    assert not store.job("running").state.final
+    assert ground.client("submit", str(ground.config("stub", 4, 2)), "--id", "late").wait() == 0
+    until(lambda: store.job("running").state.final, "the job that runs to end")
+    if what == "disk":  # without memory Redis still takes a job out of the queue, which needs none
+        assert store.job("late").attempt == 0
+    assert refuses(queue)
+    make_room(redis, what)
+    until(lambda: store.job("late").state.final, "the job that waits to end")
+    ground.settle(store)
+    end(dispatcher)
+    queue.close()
+    assert problems(store, ground.settings, [Expected("running", 3, 8), Expected("late", 4, 2)]) == []
+    assert [attempt.number for id in ("running", "late") for attempt in store.attempts(id)] == [1, 1]
+    store.close()

@@ -128,6 +128,43 @@ def test_a_frozen_attempt_that_the_cluster_sees_is_killed_and_tried_again(ground
     store.close()
 
 
+def test_a_frozen_client_holds_up_nobody(ground: Ground, redis: Redis):
+    """Frozen before each of its calls while others submit and jobs are trained; thawed, it ends its work."""
+    record, store = ground.home / "points", Store(ground.settings.database_url)
+    config = str(ground.config("stub", 3, 1))
+    client = ground.client("submit", config, "--id", "seen", points={"role": "client", "record": str(record)})
+    assert client.wait() == 0
+    points = record.read_text().splitlines()
+    commit = next(point for point in points if " commit " in point)
+    others = [point for point in points if " commit " not in point]
+    chosen = [commit, *(others if ALL else random.Random(SEED).sample(others, SHARE))]
+    dispatcher = ground.dispatcher()
+    jobs = [Expected("seen", 3, 1)]
+    for number, point in enumerate(chosen):
+        reached = ground.home / f"reached-{number}"
+        frozen = ground.client(
+            *("submit", config, "--id", f"frozen-{number}"),
+            points={"role": "client", "freeze": point, "reached": str(reached)},
+        )
+        until(lambda file=reached: file.exists(), f"the client to reach {point}")
+        other = ("submit", config, "--id", f"other-{number}")
+        if point == commit:
+            assert ground.client(*other).wait() == 4  # SQLite lets one write at a time
+            assert "locked" in ground.log("clients").read_text()
+        else:
+            assert ground.client(*other).wait() == 0, point
+            until(lambda id=other[-1]: store.job(id).state.final, f"a job to end beside {point}")
+        os.kill(frozen.pid, _CONT)
+        assert frozen.wait() == 0, point
+        assert ground.client(*other).wait() == 0
+        jobs += [Expected(f"{who}-{number}", 3, 1) for who in ("frozen", "other")]
+    until(lambda: all(store.job(job.id).state.final for job in jobs), "every job to end")
+    ground.settle(store)
+    end(dispatcher)
+    assert problems(store, ground.settings, jobs) == []
+    store.close()
+
+
 def test_a_frozen_dispatcher_is_stood_in_for_and_does_no_harm_once_thawed(ground: Ground, redis: Redis):
     ground.attempt_order["pace"] = 0.05
     first = ground.dispatcher()

@@ -33,7 +33,7 @@ def train(arguments: dict[str, Any]) -> None:
     try:
         result = training.fit(on_message=take, name=launching.own_name(), **arguments["fit"])
     except Exception as error:  # noqa: BLE001 - the test looks at it
-        permanent = getattr(error, "permanent", None)
-        say(kind="error", type=type(error).__name__, text=str(error), permanent=permanent)
+        blame = {name: getattr(error, name, None) for name in ("permanent", "fault")}
+        say(kind="error", type=type(error).__name__, text=str(error), **blame)
     else:
         say(kind="result", status=result.status, step=result.position.step)

@@ -126,7 +126,7 @@ def local_ray() -> Iterator[LocalRay]:
     with short_folder() as folder:
         head, process = start_head(folder, cpus=2)
         try:
-            deadline = time.monotonic() + 90
+            deadline = time.monotonic() + 240
             while True:
                 try:
                     launching.connect(head.address, token_path=head.token_path)
@@ -154,7 +154,7 @@ def two_nodes() -> Iterator[LocalRay]:
         started = [process]
         try:
             port = int(head.address.rpartition(":")[2])
-            deadline = time.monotonic() + 90
+            deadline = time.monotonic() + 240
             while True:
                 try:
                     socket.create_connection(("127.0.0.1", port), timeout=1).close()

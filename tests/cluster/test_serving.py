@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import signal
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from cluster import serving, stack
+from cluster.serving import control
 from cluster.serving.models import Loaded, Models, Wanted, read
-from cluster.stack import parts
+from cluster.stack import parts, processes
 
 TEXTS = ["a lovely film", "a dull plot and a bad actor", "the actor was fine"]
 LONG = "word " * 200
@@ -380,3 +385,64 @@ def test_a_new_version_rolls_in_without_a_failed_request(
     with pytest.raises(serving.ServingError, match="model film version 3: "):
         serving.wait(bad, serve_url=running.serve_url, timeout=60, **where)
     assert serving.current(serve_url=running.serve_url)["film"]["version"] == 2
+
+
+def replica(running: stack.Stack) -> psutil.Process:
+    everyone = processes.family(running.processes, running.mark)
+    (found,) = [each for each in everyone if " ".join(each.cmdline()).startswith("ray::ServeReplica")]
+    return found
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+def test_a_replica_that_is_killed_or_frozen_fails_only_the_requests_that_it_had(
+    number: signal.Signals,
+    running: stack.Stack,
+    versions: tuple[Version, Version],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever asks later waits for the next replica, which serves the same versions."""
+    if os.environ.get("TEXTVAE_CHAOS") != "all":
+        quick = {"health_check_period_s": 1, "health_check_timeout_s": 3}
+        monkeypatch.setattr(control, "HEALTH_CHECK", quick)
+    wanted = {"film": versions[0].desired()}
+    where = {"dashboard_url": running.dashboard_url, "token": running.token()}
+    serving.apply(wanted, http_port=int(running.serve_url.rsplit(":", 1)[1]), **where)
+    serving.wait(wanted, serve_url=running.serve_url, timeout=120, **where)
+    clients = 4
+    answers: list[tuple[float, int]] = []  # when it was asked, and the status
+    hurt: list[float] = []  # when the replica was
+    enough, again, stop = threading.Event(), threading.Event(), threading.Event()
+
+    def hammer() -> None:
+        with httpx.Client(base_url=running.serve_url, trust_env=False, timeout=240) as http:
+            while not stop.is_set():
+                asked = time.monotonic()
+                answer = http.post("/v1/sentiment", json={"texts": TEXTS})
+                assert answer.status_code == 500 or answer.json()["version"] == 1
+                answers.append((asked, answer.status_code))
+                if len(answers) >= 20:
+                    enough.set()
+                if hurt and asked > hurt[0] and answer.status_code == 200:
+                    again.set()
+
+    threads = [threading.Thread(target=hammer) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert enough.wait(60)
+        victim = replica(running)
+        victim.send_signal(number)
+        hurt.append(time.monotonic())
+        assert again.wait(240)
+        assert replica(running).pid != victim.pid
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(timeout=240)
+    failed = [asked for asked, status in answers if status != 200]
+    print(
+        f"{len(failed)} of {len(answers)} requests failed; an answer after {answers[-1][0] - hurt[0]:.0f} s"
+    )
+    assert len(failed) <= clients
+    assert not psutil.pid_exists(victim.pid) or victim.status() == psutil.STATUS_ZOMBIE

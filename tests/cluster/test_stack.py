@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -186,6 +187,16 @@ def test_one_up_at_a_time(tmp_path: Path) -> None:
     paths.make()
     with FileLock(paths.lock), pytest.raises(stack.StackError, match="another up or down of"):
         stack.up(tmp_path, dispatcher=None, timeout=0.1)
+
+
+def test_a_full_disk_where_ray_would_be_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    paths = Paths(tmp_path)
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(stack.StackError, match=r"^ray: /\S+ cannot be made: No space left on device$"):
+        parts.ray_temporary(paths)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from cluster import launching
+from cluster import launching, training
 from textvae import checkpoint
 from textvae.artifacts import Artifacts
 
@@ -144,3 +145,16 @@ def test_a_killed_rank_ends_training_with_an_error_that_names_it(local_ray, smal
     assert error["type"] == "RankError"
     assert "died" in error["text"]
     assert error["permanent"] is False
+
+
+def test_a_rank_that_gives_no_answer_is_a_lost_one_whatever_the_others_say():
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
+
+    silent = WorkerHealthCheckTimeoutError("A worker health check has been hanging for 61 seconds.")
+    desk = training._Desk(lambda message: {})
+    # The other ranks wait for it at their next exchange, and fail when their connection to it ends.
+    desk.take({"kind": "failure", "rank": 0, "error": "RuntimeError: gloo", "secondary": True})
+    error = desk.reason(SimpleNamespace(worker_failures={1: silent}))
+    assert isinstance(error, training.RankError)
+    assert str(error).startswith("rank 1 died: WorkerHealthCheckTimeoutError: A worker health check has been")
+    assert (error.fault, error.permanent) == ("rank-lost", False)

@@ -12,7 +12,7 @@ from jobs.service import Service
 from jobs.settings import Settings
 from jobs.store import AttemptState, Cause, JobState, StaleAttempt, Store
 
-from .conftest import SMALL, Train, Training, log_of, names
+from .conftest import QUICK, SMALL, Train, Training, log_of, names
 
 
 def test_a_cancelled_attempt_stops_with_a_checkpoint(train: Train, store: Store, service: Service):
@@ -81,6 +81,38 @@ def test_a_cancel_before_any_rank_has_started_ends_the_process(
     train("first", hangs)
     assert store.job("first").state is JobState.CANCELLED
     assert store.attempts("first")[0].cause is Cause.CANCELLED
+
+
+def test_training_that_says_nothing_any_more_is_given_up(
+    submit: Callable[..., str],
+    training: Training,
+    store: Store,
+    queue: Queue,
+    settings: Settings,
+    tools: Tools,
+    left: threading.Event,
+):
+    """By a clock that is set: as long as the ranks say anything, nothing happens."""
+    job, clock = submit("first"), [0.0]
+    store.open_attempt(job, 1, by="test")
+
+    def hangs(training: Training) -> str:
+        for _ in range(3):
+            clock[0] += 0.9 * settings.stall_timeout
+            training.progress(1)
+        assert not left.is_set() and store.attempts(job)[0].state is AttemptState.RUNNING
+        clock[0] += settings.stall_timeout
+        assert left.wait(10)  # the ranks would be gone by now
+        raise RuntimeError("killed")
+
+    training.script = hangs
+    with AttemptLog(settings.attempt_log(job, 1)) as log:
+        work = Work(store, queue, settings, job, 1, log, tools, timings=QUICK, clock=lambda: clock[0])
+        work.run()
+    (attempt,) = store.attempts(job)
+    assert (attempt.state, attempt.cause) == (AttemptState.FAILED, Cause.RANK_LOST)
+    assert attempt.error is not None and "said nothing for 3600 s" in attempt.error
+    assert store.job(job).state is JobState.QUEUED  # at nobody's expense
 
 
 def test_a_stale_attempt_ends_its_process_and_changes_nothing(

@@ -296,6 +296,17 @@ def test_an_answer_that_is_no_json_is_shown(run: Run, answers: Answers) -> None:
     assert run("predict", "film").stderr == "error: Bad gateway\n"
 
 
+def test_a_question_that_is_lost_with_its_server_is_asked_again(run: Run, answers: Answers) -> None:
+    lost = (500, "Internal Server Error")  # as Serve answers for a replica that died
+    answers.first, answers.body = [lost, lost], sentiments(0.9)
+    assert run("predict", "film").stdout.split()[-3:] == ["positive", "90.0%", "film"]
+    assert answers.asked == [("/v1/sentiment", {"texts": ["film"]})] * 3
+    answers.first = [lost] * 4
+    result = run("predict", "film")
+    assert (result.exit_code, result.stderr) == (4, "error: Internal Server Error\n")
+    assert len(answers.asked) == 6
+
+
 def test_predict_without_a_service_is_exit_code_4(run: Run, settings: Settings) -> None:
     result = run("predict", "film")
     assert (result.exit_code, result.stderr) == (

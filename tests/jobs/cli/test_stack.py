@@ -83,3 +83,19 @@ def test_a_signal_that_was_ignored_stays_ignored() -> None:
             os.kill(os.getpid(), signal.SIGHUP)
     finally:
         assert signal.signal(signal.SIGHUP, before) is signal.SIG_IGN
+
+
+def test_a_busy_machine_gives_each_part_the_time_that_it_is_told(
+    offline: Run, taken_down: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def bring_up(*, timeout: float, **_: object) -> Stack:
+        asked.append(timeout)
+        return Stack("", "", "", "", None)
+
+    monkeypatch.setattr(stack, "bring_up", bring_up)
+    for words in ([], ["--timeout", "600"]):
+        assert offline("up", "--detach", *words).exit_code == errors.OK
+    assert asked == [120.0, 600.0]
+    assert offline("up", "--timeout", "0").exit_code == errors.USAGE
