@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,7 @@ def show(job: Job, reason: str | None, more: Sequence[tuple[str, object]], as_js
         *more,
         ("submitted", output.when(job.created)),
         ("search", describe(space)),
-        ("children", progress(job, store.tally([job.id])[job.id])),
+        ("children", _states(job, trials)),
     ]
     if reason:
         pairs.append(("waits for", reason))
@@ -123,6 +124,12 @@ def progress(job: Job, tally: Tally) -> str:
     """`5 of 9 made: 1 queued, 2 running, 2 succeeded`."""
     told = ", ".join(f"{n} {state}" for state, n in sorted(tally.states.items()))
     return f"{tally.made} of {job.trials} made" + (f": {told}" if told else "")
+
+
+def _states(job: Job, trials: Sequence[Trial]) -> str:
+    counts = Counter(state_of(trial) for trial in trials)
+    told = ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
+    return f"{len(trials)} of {job.trials} made" + (f": {told}" if told else "")
 
 
 def _best(best: Trial, job: Job, metric: str) -> str:
@@ -210,10 +217,13 @@ def _line(event: Event, sweep: str, metric: str) -> str | None:
     if event.job == sweep:
         return sentence(event)
     say: dict[str, Callable[[], str]] = {
-        "checkpointed": lambda: f"{detail['name']}: {metric} {output.number(detail.get('value'))}",
+        "checkpointed": lambda: (
+            f"checkpoint {detail['name']}"
+            + ("" if detail.get("value") is None else f": {metric} {output.number(detail['value'])}")
+        ),
         "succeeded": lambda: "succeeded",
         "failed": lambda: "failed",
-        "cancelled": lambda: "ended",
+        "cancelled": lambda: "has stopped",
     }
     text = say[event.kind]() if event.kind in say else sentence(event)
     return None if text is None else f"{event.job}  {text}"

@@ -36,7 +36,7 @@ def _behind_median(
         return None
     return (
         f"{metric} {best:.4g} at best in {_epochs(epoch)}, behind the median {median:.4g} of "
-        f"{len(others)} siblings at epoch {epoch}"
+        f"{len(others)} sibling{'' if len(others) == 1 else 's'} at epoch {epoch}"
     )
 
 

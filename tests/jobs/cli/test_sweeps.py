@@ -124,7 +124,7 @@ def test_config_check_tells_every_child(offline: Run, file: str) -> None:
 def test_show_compares_the_children_and_names_the_best(run: Run, made: Job) -> None:
     text = run("show", "swe").stdout
     lines = text.splitlines()
-    assert "children:  4 of 4 made: 1 cancelled, 1 queued, 2 succeeded" in lines
+    assert "children:  4 of 4 made: 1 queued, 1 stopped early, 2 succeeded" in lines
     assert (
         "best:      sweep.2: sentiment_accuracy 0.8 with objective.kl_weight = 0.1, training.batch_size = 16"
         in lines
@@ -160,7 +160,7 @@ def test_watch_tells_what_happened_to_the_children_and_how_it_ended(
     lines = result.stdout.splitlines()
     assert result.exit_code == 0
     assert "sweep.1  objective.kl_weight = 0.1, training.batch_size = 8" in lines
-    assert "sweep.2  epoch-01: sentiment_accuracy 0.8" in lines
+    assert "sweep.2  checkpoint epoch-01: sentiment_accuracy 0.8" in lines
     assert "sweep.3  stopped early, as far behind" in lines
     assert "sweep.2  made version 2 of model reviews" in lines
     assert lines[-1] == "sweep sweep succeeded; the best child is sweep.2, served as version 2 of reviews"
