@@ -87,13 +87,16 @@ def _sections(model: type[BaseModel], prefix: str = "") -> Iterator[Part]:
 def _keys(model: type[BaseModel], prefix: str) -> Iterator[Key]:
     for name, field in model.model_fields.items():
         inner = sections(field.annotation)
-        plain = [part for part in get_args(field.annotation) if not sections(part)]
-        if not inner or plain:
+        if not inner or _takes_plain_values(field.annotation):
             meaning = field.description or ("which objective" if name == "kind" else "")
             yield Key(prefix + name, _type(field), _default(field), meaning)
-        if plain:  # a plain value will do as well as a section
-            for section in inner:
-                yield from _keys(section, f"{prefix}{name}.")
+
+
+def _takes_plain_values(annotation: Any) -> bool:
+    """Whether something other than a section will do as well, and not only in its absence."""
+    if get_origin(annotation) not in (Union, types.UnionType):
+        return False
+    return any(part is not type(None) and not sections(part) for part in get_args(annotation))
 
 
 def _type(field: FieldInfo) -> str:
