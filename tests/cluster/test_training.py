@@ -87,7 +87,7 @@ def test_stopped_and_resumed_on_ray_gives_the_weights_of_training_without_ray(
     epoch, stop = stopped.said("checkpoint")
     assert (epoch["name"], epoch["report"]["epoch"]) == ("jobs/abc/attempt-1/epoch-01", 1)
     assert (stop["name"], stop["report"]) == ("jobs/abc/attempt-1/step-000009", None)
-    assert stop["position"] == {"epoch": 1, "step": 9, "batch": 1}
+    assert stop["position"] == {"epoch": 1, "step": 9, "batch": 1, "ranks": 1}
     assert any("rank 0: " in each["text"] and "parameters" in each["text"] for each in stopped.said("log"))
 
     arguments = fit_arguments(
