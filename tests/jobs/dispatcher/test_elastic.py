@@ -175,15 +175,15 @@ def test_it_does_not_make_way_where_it_would_not_start_again(
 
 
 def test_one_that_does_not_make_way_for_itself_is_killed_for_that(
-    dispatcher: At, service: Service, cluster: Cluster, wide: Job, clock: Clock
+    dispatcher: At, service: Service, cluster: Cluster, wide: Job
 ):
     store = service.store
     cluster.capacity = nodes(1, of=1)
     dispatcher.step()
     begin(store, 1)
     store.request_yield("wide", "test", cause=Cause.RESIZED)
-    clock.forward(31)
     dispatcher.step()
+    dispatcher.later(31)
     assert cluster.stopped == ["wide-1"]
     assert [a.cause for a in store.attempts("wide")] == [Cause.RESIZED, None]
     assert store.job("wide").state is JobState.RUNNING and running(store) == ["wide-2"]

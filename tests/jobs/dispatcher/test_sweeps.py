@@ -239,16 +239,15 @@ def test_a_child_that_was_retried_after_it_was_stopped_is_left_alone(
 
 
 def test_a_child_that_does_not_stop_is_killed_like_any_other(
-    submit: Submit, dispatcher: At, store: Store, cluster: Cluster, clock: Any
+    submit: Submit, dispatcher: At, store: Store, cluster: Cluster
 ):
     submit(STOPPING)
     dispatcher.step()
     for number in (3, 2, 1):
         store.start_attempt(f"sweep.{number}", 1)
         told(store, f"sweep.{number}", 2, 0.2 * number)
-    dispatcher.step()
-    clock.forward(60)
-    dispatcher.step()
+    dispatcher.step(2)
+    dispatcher.later(60)
     ended = store.job("sweep.1")
     assert (ended.state, ended.error) == (JobState.CANCELLED, ended.stopped)
     assert store.attempts("sweep.1")[0].cause is Cause.KILLED
