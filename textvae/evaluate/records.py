@@ -64,8 +64,11 @@ def with_provenance(
 ) -> dict[str, Any]:
     """A record for docs/results: preset, seed, git revision, hardware, training wall time, evaluation.
 
-    hardware: what the model was trained on, in words; by default this machine.
+    hardware: what the model was trained on, in words; by default this machine. The folder that the data lay
+    in is left out: it says nothing of the result, and much of whose machine it was.
     """
+    config = {**record["config"], "data": {**record["config"]["data"], "folder": None}}
+    record = {**record, "config": config}
     return {
         "preset": preset,
         "seed": record["config"]["seed"],
