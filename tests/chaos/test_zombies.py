@@ -162,6 +162,10 @@ def test_a_frozen_client_holds_up_nobody(ground: Ground, redis: Redis):
         jobs += [Expected(f"{who}-{number}", 3, 1) for who in ("frozen", "other")]
     until(lambda: all(store.job(job.id).state.final for job in jobs), "every job to end")
     ground.settle(store)
+    # A client that thaws after its job has ended queues it again, until the dispatcher compares.
+    queue = Queue(redis.url)
+    until(lambda: queue.entries() == {}, "the queue to be put right")
+    queue.close()
     end(dispatcher)
     assert problems(store, ground.settings, jobs) == []
     store.close()
