@@ -220,6 +220,7 @@ class Records:
     def _prune(self) -> None:
         """Delete the files of checkpoints that need not be kept: first marked in the store, then deleted."""
         keep_last, mode = self.config.training.keep_last, self.config.select.mode
+        of = self.job, self.number
         doomed = self._persist(
             lambda: self._store.prune(self.job, self.number, keep_last=keep_last, mode=mode)
         )
@@ -230,7 +231,7 @@ class Records:
                 # Training must not fail for it: the record stays marked, and the next prune tries again.
                 self._log.write(f"{checkpoint.location} could not be deleted: {error}")
             else:
-                self._persist(lambda id=checkpoint.id: self._store.purged(id))  # type: ignore[misc]
+                self._persist(lambda id=checkpoint.id: self._store.purged(id, of=of))  # type: ignore[misc]
 
     def _verified(self, checkpoint: Checkpoint) -> Path | None:
         """The checkpoint's files, if they are what the record says; if not, the log tells why.

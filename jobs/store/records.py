@@ -147,9 +147,15 @@ class RecordVerbs(AttemptVerbs):
             ).all()
             return [checkpoint_of(row) for row in rows]
 
-    def purged(self, checkpoint: int) -> None:
-        """The files of a checkpoint that is marked as deleted are gone."""
+    def purged(self, checkpoint: int, *, of: tuple[str, int] | None = None) -> None:
+        """The files of a checkpoint that is marked as deleted are gone.
+
+        `of` are the job and the number of the attempt that says so, an operator's repair has none. Raises
+        StaleAttempt.
+        """
         with self.writing() as connection:
+            if of is not None:
+                self._guard(connection, *of)
             connection.execute(
                 update(CheckpointRow)
                 .where(CheckpointRow.id == checkpoint, CheckpointRow.deleted.is_not(None))

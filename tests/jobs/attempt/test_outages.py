@@ -89,11 +89,11 @@ def test_pruning_waits_for_a_database_that_is_away(
 ):
     purged, away = store.purged, [1]
 
-    def flaky(checkpoint: int) -> None:
+    def flaky(checkpoint: int, **given: Any) -> None:
         if away:
             away.pop()
             raise StoreUnavailable("the database does not answer")
-        purged(checkpoint)
+        purged(checkpoint, **given)
 
     def script(training: Training) -> str:
         for epoch in (1, 2, 3, 4):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from jobs.store import AttemptState, Store
+import pytest
+
+from jobs.store import AttemptState, StaleAttempt, Store
 
 from ..conftest import DATABASES as DATABASES
 from .conftest import AddJob, checkpoint, make_version, report
@@ -46,8 +48,11 @@ def test_pruning_keeps_the_best_and_the_newest(store: Store, add_job: AddJob):
     assert len(store.checkpoints("first", deleted=True)) == 5
     # Until their files are gone they are named again: a crash in between leaves nothing behind for ever.
     assert len(store.prune("first", 1, keep_last=2, mode="max")) == 2
+    with pytest.raises(StaleAttempt):
+        store.purged(doomed[0].id, of=("first", 2))  # not the attempt that counts
+    assert len(store.prune("first", 1, keep_last=2, mode="max")) == 2
     for gone in doomed:
-        store.purged(gone.id)
+        store.purged(gone.id, of=("first", 1))
     assert store.prune("first", 1, keep_last=2, mode="max") == []
 
 
