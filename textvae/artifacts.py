@@ -53,8 +53,12 @@ class Artifacts:
         CheckpointError if `folder` is not whole.
         """
         _check(name)
-        manifest = (folder / MANIFEST).read_bytes() if (folder / MANIFEST).is_file() else b""
         files = read_manifest(folder / MANIFEST)
+        # Read once: `folder` may be of another store, and pruned there before its files are copied.
+        try:
+            manifest = (folder / MANIFEST).read_bytes()
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{folder} was deleted while it was read") from error
         present = self._manifest(name)
         if present is not None:
             if present == manifest:
@@ -63,9 +67,9 @@ class Artifacts:
                 f"{self.location(name)}: another checkpoint has this name already; it stays as it is"
             )
         if self.local is not None:
-            self._put_local(folder, name, files)
+            self._put_local(folder, name, files, manifest)
         else:
-            self._put_remote(folder, name, files)
+            self._put_remote(folder, name, files, manifest)
 
     def fetch(self, name: str, cache: Path) -> Path:
         """A local folder that holds the checkpoint `name`: itself in a local store, else a copy under
@@ -159,7 +163,7 @@ class Artifacts:
         except OSError as error:
             raise ArtifactError(f"{self.location(name)}: cannot be read: {error}") from error
 
-    def _put_local(self, folder: Path, name: str, files: dict[str, str]) -> None:
+    def _put_local(self, folder: Path, name: str, files: dict[str, str], manifest: bytes) -> None:
         assert self.local is not None
         target = self.local / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -169,14 +173,14 @@ class Artifacts:
             for file, expected in files.items():
                 with _open(folder / file) as source:
                     _copy_to_disk(source, partial / file, expected, str(folder / file))
-            shutil.copyfile(folder / MANIFEST, partial / MANIFEST)
+            (partial / MANIFEST).write_bytes(manifest)
             sync(partial / MANIFEST)
             publish(partial, target)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
 
-    def _put_remote(self, folder: Path, name: str, files: dict[str, str]) -> None:
+    def _put_remote(self, folder: Path, name: str, files: dict[str, str], manifest: bytes) -> None:
         # Object stores ignore this; a mounted or in-memory file system needs it.
         self._filesystem.create_dir(self._path(name), recursive=True)
         for file, expected in files.items():
@@ -190,7 +194,7 @@ class Artifacts:
                     f"{folder / file}: its SHA-256 is {found}, the manifest says {expected}"
                 )
         with self._filesystem.open_output_stream(self._path(name, MANIFEST)) as target:
-            target.write((folder / MANIFEST).read_bytes())
+            target.write(manifest)
 
     def _walk(self, prefix: str) -> Iterator[str]:
         if self.local is not None:

@@ -47,6 +47,26 @@ def test_what_is_put_is_fetched(store, tmp_path):
     assert store.fetch("jobs/abc/attempt-1/epoch-01", tmp_path / "cache") == fetched
 
 
+def test_what_is_deleted_while_it_is_put_is_put_whole_or_not_at_all(store, tmp_path, monkeypatch):
+    """A backup copies what a service prunes."""
+    folder, last = make(tmp_path / "epoch-01"), FILES[-1]
+    opened = artifacts._open
+
+    def deleted_behind(path: Path):
+        file = opened(path)
+        if path.name == last:
+            for each in folder.iterdir():
+                each.unlink()
+        return file
+
+    monkeypatch.setattr(artifacts, "_open", deleted_behind)
+    store.put(folder, "jobs/a/attempt-1/epoch-01")
+    verify(store.fetch("jobs/a/attempt-1/epoch-01", tmp_path / "cache"))
+    with pytest.raises(CheckpointError, match="No such file"):
+        store.put(folder, "jobs/a/attempt-1/epoch-02")
+    assert not store.exists("jobs/a/attempt-1/epoch-02")
+
+
 def test_names_are_listed_and_deleted(store, tmp_path):
     folder = make(tmp_path / "c")
     for name in ("jobs/a/1/epoch-02", "jobs/a/1/epoch-01", "models/m/1"):
