@@ -22,8 +22,8 @@ install: .venv/installed  ## create .venv and install everything at pinned versi
 demo: install  ## from nothing to a trained, served model, in a few minutes
 	$(BIN)/textvae-jobs demo
 
-test: install  ## the whole test suite
-	$(BIN)/python -m pytest
+test: install  ## the whole test suite, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 chaos: install  ## the long tests of reliability: 300 kills over 200 jobs, every crash point
 	TEXTVAE_CHAOS=all $(BIN)/python -m pytest tests/chaos -s

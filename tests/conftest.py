@@ -8,6 +8,17 @@ from collections.abc import Iterator
 import pytest
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say which tests stay together when pytest-xdist spreads them over workers.
+
+    One worker alone starts Ray: two clusters at once are more than two cores bear. Else a file's tests stay
+    together, and share what its fixtures have made.
+    """
+    for item in items:
+        ray = any(item.get_closest_marker(name) for name in ("ray", "e2e"))
+        item.add_marker(pytest.mark.xdist_group("ray" if ray else str(item.path)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _interruptible() -> Iterator[None]:
     """Ctrl-C reaches the tests and the programs they start, also where a shell began them with `&`.

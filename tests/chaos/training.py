@@ -13,6 +13,7 @@ import shutil
 import socket
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ class Fit:
         self._order = dict(order)
 
     def __call__(self, config: dict[str, Any], **given: Any) -> Result:
-        address = f"\0textvae-{self._name}-{os.getpid()}"
+        address = f"\0textvae-{uuid.uuid4().hex}"  # the attempt's own path may be longer than an address
         with socket.socket(socket.AF_UNIX) as listening:
             listening.bind(address)
             listening.listen(1)
