@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from speed import data, loss_memory, on_ray, presets
+from speed import data, loss_memory, presets
 from speed.ours import Setting
 from speed.turns import Ratio
 
@@ -118,6 +118,8 @@ def _measure(part: str, setting: Setting, options: argparse.Namespace, say: Any)
         counts = [64, 256] if setting.quick else options.positions
         return loss_memory.table(counts, say)
     if part == "ray":
+        from speed import on_ray  # the other parts need no Ray
+
         rounds, steps = (4, 3) if setting.quick else (options.ray_rounds, options.ray_steps)
         return on_ray.compare(rounds, steps, say)
     found = [torch.device("cpu")] + [torch.device("cuda")] * torch.cuda.is_available()

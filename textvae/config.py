@@ -130,23 +130,37 @@ class Model(Section):
 
     embedding: int = Field(128, ge=1, description="width of the token embedding")
     tied: bool = Field(False, description="the softmax uses the token embedding as its weights")
-    encoder: Literal["lstm", "ngrams"] = Field(
-        "lstm", description="lstm: bidirectional LSTMs; ngrams: the sum of the vectors of a review's n-grams"
+    encoder: Literal["lstm", "mingru", "ngrams"] = Field(
+        "lstm",
+        description="lstm: bidirectional LSTMs; mingru: minimal GRUs both ways, faster; ngrams: the sum of "
+        "the vectors of a review's n-grams",
     )
     encoder_hidden: int = Field(
         256,
         ge=1,
-        description="lstm: units of each direction of each layer; ngrams: width of an n-gram's vector",
+        description="lstm, mingru: units of each layer, each way; ngrams: width of an n-gram's vector",
     )
-    encoder_layers: int = Field(1, ge=1, description="stacked bidirectional LSTMs in the encoder")
+    encoder_layers: int = Field(1, ge=1, description="lstm, mingru: stacked layers of the encoder")
+    naive_bayes_order: int = Field(
+        0,
+        ge=0,
+        le=8,
+        description="one more feature beside the encoder's: naive Bayes log-count ratios of the labelled "
+        "training reviews' n-grams of up to this many tokens, with a learned weight each (NB-SVM); 0: none",
+    )
+    naive_bayes_buckets: int = Field(
+        2**21, ge=1, description="weights that its n-grams of two tokens and more share by a hash"
+    )
     ngram_order: int = Field(3, ge=1, le=8, description="ngrams: tokens of the longest n-gram")
     ngram_buckets: int = Field(
         2**19, ge=1, description="ngrams: vectors that the n-grams of two tokens and more share by a hash"
     )
-    ngram_dropout: float = Field(0.5, ge=0, lt=1, description="ngrams: share left out at random in training")
+    ngram_dropout: float = Field(
+        0.5, ge=0, lt=1, description="share of the n-grams left out at random in training"
+    )
     pooling: Literal["last", "all"] = Field(
         "last",
-        description="lstm: what of the encoder is passed on; last: both directions' last states; all: the "
+        description="lstm, mingru: what is passed on; last: both directions' last states; all: the "
         "largest and the mean state of all tokens beside them",
     )
     dense: int | None = Field(
@@ -209,8 +223,10 @@ class Model(Section):
     @model_validator(mode="after")
     def _options_have_what_they_are_of(self) -> Model:
         read_by_lstm = self.latent > 0 and self.encoder == "lstm"
-        if self.pooling == "all" and not read_by_lstm:
-            raise ValueError("model.pooling all needs model.encoder lstm and a latent")
+        if self.naive_bayes_order and self.latent == 0:
+            raise ValueError("model.naive_bayes_order needs a latent")
+        if self.pooling == "all" and (self.latent == 0 or self.encoder == "ngrams"):
+            raise ValueError("model.pooling all needs a latent and model.encoder lstm or mingru")
         if self.weight_drop and not read_by_lstm and self.decoder in ("mingru", "transformer"):
             raise ValueError(
                 "model.weight_drop needs model.encoder lstm or model.decoder autoregressive: only LSTMs have "
@@ -255,6 +271,13 @@ class ElboObjective(Section):
         0,
         ge=0,
         description="epochs before KL term and sentiment count; the warm-up begins after them",
+    )
+    encoder_lm_weight: float = Field(
+        0.0,
+        ge=0,
+        description="weight, in pretraining, of the encoder as two language models: the next token read off "
+        "the states of its way ahead, and the one before off those of its way back (lstm of one layer, "
+        "mingru)",
     )
     reset_decoder: bool = Field(False, description="draw the decoder's weights anew after pretraining")
     word_dropout: float = Field(
@@ -371,9 +394,11 @@ class Config(Section):
             for name in ("adversarial_weight", "words_weight"):
                 if getattr(objective, name):
                     raise ValueError(f"objective.{name} needs a latent (model.latent above 0)")
+        if objective.kind == "elbo" and objective.encoder_lm_weight:
+            self._encoder_foresees(objective)
         if self.training.layer_decay < 1 and model.latent == 0:
             raise ValueError("training.layer_decay needs a latent: it is for the layers below it")
-        for name in ("pooling", "dropout_mask", "embedding_dropout", "weight_drop"):
+        for name in ("pooling", "naive_bayes_order", "dropout_mask", "embedding_dropout", "weight_drop"):
             usual = Model.model_fields[name].default
             if seed and getattr(model, name) != usual:
                 raise ValueError(f"objective seed needs model.{name} {usual}")
@@ -384,6 +409,22 @@ class Config(Section):
                 "objective seed needs model.encoder lstm, a latent, no model.tied and no model.mean_scale"
             )
         return self
+
+    def _encoder_foresees(self, objective: ElboObjective) -> None:
+        model, name = self.model, "objective.encoder_lm_weight"
+        if objective.pretraining_epochs == 0:
+            raise ValueError(f"{name} needs objective.pretraining_epochs above 0: it counts in those alone")
+        if model.latent == 0 or model.encoder == "ngrams":
+            raise ValueError(f"{name} needs a latent and model.encoder lstm or mingru")
+        if model.encoder == "lstm" and model.encoder_layers > 1:
+            raise ValueError(
+                f"{name} needs model.encoder_layers 1 with model.encoder lstm: further layers have seen what "
+                "they would foresee"
+            )
+        if model.encoder_hidden != model.decoder_hidden:
+            raise ValueError(
+                f"{name} needs model.encoder_hidden equal to model.decoder_hidden: they share the softmax"
+            )
 
 
 Parsed = TypeVar("Parsed", bound=BaseModel)

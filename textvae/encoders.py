@@ -8,15 +8,19 @@ beside them what the sentiment of a training step is read off.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from textvae.config import Model
+from textvae.mingru import MinGRU
+from textvae.ngrams import Ngrams
 from textvae.normal import Affine
-from textvae.recurrent import LSTM
+from textvae.recurrent import LSTM, reversal
+
+States = tuple[Tensor, Tensor]  # of the way ahead and of the way back, (batch, length, hidden) each
 
 
 class Read(NamedTuple):
@@ -26,6 +30,7 @@ class Read(NamedTuple):
     told: Tensor  # (batch, width), which the sentiment is read off; often the same
     inputs: Tensor  # (batch, ..., units), where a review can be perturbed
     onward: Callable[[Tensor], Tensor]  # from there to `told`, with the same draws
+    states: States | None = None  # where the encoder walks both ways: what each knew at each of its positions
 
 
 class Posterior(NamedTuple):
@@ -38,7 +43,7 @@ class Posterior(NamedTuple):
     read: Read | None = None
 
 
-def build(sizes: Model, vocabulary_size: int) -> LSTMEncoder | NgramEncoder | None:
+def build(sizes: Model, vocabulary_size: int) -> LSTMEncoder | MinGRUEncoder | NgramEncoder | None:
     """The encoder that a config's model section names; none for a language model."""
     if sizes.latent == 0:
         return None
@@ -50,6 +55,10 @@ def build(sizes: Model, vocabulary_size: int) -> LSTMEncoder | NgramEncoder | No
             buckets=sizes.ngram_buckets,
             dropout=sizes.ngram_dropout,
         )
+    if sizes.encoder == "mingru":
+        locked, everything = sizes.dropout_mask == "review", sizes.pooling == "all"
+        widths = (sizes.embedding, sizes.encoder_hidden, sizes.encoder_layers)
+        return MinGRUEncoder(*widths, sizes.dropout, locked, everything)
     encoder = LSTMEncoder(sizes.embedding, sizes.encoder_hidden, sizes.encoder_layers, bidirectional=True)
     encoder.pooled = sizes.pooling == "all"
     encoder.weight_drop = sizes.weight_drop
@@ -57,12 +66,7 @@ def build(sizes: Model, vocabulary_size: int) -> LSTMEncoder | NgramEncoder | No
 
 
 class LSTMEncoder(LSTM):
-    """The last states of both directions of a bidirectional LSTM.
-
-    `pooled`: beside them, the largest and the mean of each unit over a review's tokens (Howard & Ruder,
-    "Universal Language Model Fine-tuning for Text Classification", ACL 2018: what decides a review may stand
-    anywhere in it).
-    """
+    """The last states of both directions of a bidirectional LSTM, and with `pooled` more of them."""
 
     pooled = False
 
@@ -73,53 +77,110 @@ class LSTMEncoder(LSTM):
 
     def features(self, tokens: Tensor, embedded: Tensor, lengths: Tensor | None) -> Tensor:
         """(batch, width), of embedded (batch, length, embedding)."""
-        return self._features(embedded, lengths, None)
+        return self._features(embedded, lengths, None)[0]
 
     def read(self, tokens: Tensor, embedded: Tensor, lengths: Tensor | None) -> Read:
         """Perturbed at the embeddings."""
         weights = self.drawn_weights() if lengths is not None else None
-        features = self._features(embedded, lengths, weights)
-        return Read(features, features, embedded, lambda inputs: self._features(inputs, lengths, weights))
+        features, states = self._features(embedded, lengths, weights)
+        onward = partial(self._onward, lengths, weights)
+        return Read(features, features, embedded, onward, states)
 
-    def _features(self, embedded: Tensor, lengths: Tensor | None, weights: list[Tensor] | None) -> Tensor:
-        if not self.pooled:
-            return self.final_states(embedded, lengths, weights)
+    def _onward(self, lengths: Tensor | None, weights: list[Tensor] | None, embedded: Tensor) -> Tensor:
+        return self._features(embedded, lengths, weights)[0]
+
+    def _features(
+        self, embedded: Tensor, lengths: Tensor | None, weights: list[Tensor] | None
+    ) -> tuple[Tensor, States | None]:
+        if lengths is None:
+            return self.final_states(embedded, None, weights), None
+        states = self.directions(embedded, lengths, weights)
+        return pooled(*states, lengths, everything=self.pooled), states
+
+
+class MinGRUEncoder(nn.Module):
+    """Minimal GRUs once ahead and once back, each with layers of its own, so that neither sees the other.
+
+    What is passed on is the same of their states as of an LSTMEncoder's.
+    """
+
+    def __init__(self, embedding: int, hidden: int, layers: int, share: float, locked: bool, pooled: bool):
+        super().__init__()
+        self.pooled = pooled
+        self.width = (6 if pooled else 2) * hidden
+        self.ahead = MinGRU(embedding, 0, hidden, layers, share, locked)
+        self.behind = MinGRU(embedding, 0, hidden, layers, share, locked)
+
+    def begin(self) -> None:
+        """Set the weights that do not begin as any layer's do."""
+        self.ahead.begin()
+        self.behind.begin()
+
+    def features(self, tokens: Tensor, embedded: Tensor, lengths: Tensor | None) -> Tensor:
+        """(batch, width), of embedded (batch, length, embedding)."""
+        return self.read(tokens, embedded, lengths).features
+
+    def read(self, tokens: Tensor, embedded: Tensor, lengths: Tensor | None) -> Read:
+        """Perturbed at the embeddings."""
         assert lengths is not None
-        ahead, behind = self.directions(embedded, lengths, weights)
-        states = torch.cat((ahead, behind), dim=-1)  # (batch, length, 2 * hidden)
-        padding = torch.arange(states.shape[1], device=states.device) >= lengths[:, None]
-        rows, last = torch.arange(len(states), device=states.device), lengths - 1
-        largest = states.masked_fill(padding[..., None], -torch.inf).amax(dim=1)
-        mean = states.masked_fill(padding[..., None], 0.0).sum(dim=1) / lengths[:, None]
-        return torch.cat((states[rows, last], largest, mean), dim=-1)
+        states = self.directions(embedded, lengths)
+        features = pooled(*states, lengths, everything=self.pooled)
+
+        def onward(inputs: Tensor) -> Tensor:
+            return pooled(*self.directions(inputs, lengths), lengths, everything=self.pooled)
+
+        return Read(features, features, embedded, onward, states)
+
+    def directions(self, embedded: Tensor, lengths: Tensor) -> States:
+        """The states of the way ahead and of the way back, (batch, length, hidden) each, as LSTM's."""
+        nothing = embedded.new_zeros(len(embedded), 0)
+        back = embedded[
+            torch.arange(len(embedded), device=embedded.device)[:, None],
+            reversal(lengths, embedded.shape[1]),
+        ]
+        ways = ((self.ahead, embedded), (self.behind, back))
+        ahead, behind = (way.advance(inputs, nothing, way.start(nothing))[0] for way, inputs in ways)
+        return ahead, behind
+
+
+def pooled(ahead: Tensor, behind: Tensor, lengths: Tensor, *, everything: bool) -> Tensor:
+    """Both ways' last states, concatenated: (batch, 2 * hidden) of two (batch, length, hidden).
+
+    `everything`: beside them, the largest and the mean of each unit over a review's tokens (Howard & Ruder,
+    "Universal Language Model Fine-tuning for Text Classification", ACL 2018: what decides a review may stand
+    anywhere in it), (batch, 6 * hidden).
+    """
+    rows, last = torch.arange(len(lengths), device=lengths.device), lengths - 1
+    if not everything:
+        return torch.cat((ahead[rows, last], behind[rows, last]), dim=-1)
+    states = torch.cat((ahead, behind), dim=-1)  # (batch, length, 2 * hidden)
+    padding = torch.arange(states.shape[1], device=states.device) >= lengths[:, None]
+    largest = states.masked_fill(padding[..., None], -torch.inf).amax(dim=1)
+    mean = states.masked_fill(padding[..., None], 0.0).sum(dim=1) / lengths[:, None]
+    return torch.cat((states[rows, last], largest, mean), dim=-1)
 
 
 class NgramEncoder(nn.Module):
     """The vectors of a review's n-grams, added up and divided by the root of their number.
 
     What a linear classifier on n-grams knows (Wang & Manning, "Baselines and Bigrams", ACL 2012; fastText:
-    Joulin et al., EACL 2017), as the first layer of an encoder that a CPU is fast at. Tokens have a vector
-    each; longer n-grams share `buckets` vectors by a hash. `dropped` leaves each n-gram out with probability
-    `dropout`: what a classifier in training should see, and a decoder should not.
+    Joulin et al., EACL 2017), as the first layer of an encoder that a CPU is fast at. `dropped` leaves each
+    n-gram out with probability `dropout`: what a classifier in training should see, and a decoder should not.
     """
 
     def __init__(self, vocabulary_size: int, *, width: int, order: int, buckets: int, dropout: float):
         super().__init__()
         self.width = width
-        self.order = order
         self.dropout = dropout
-        self.vocabulary_size = vocabulary_size
-        self.table = nn.Embedding.from_pretrained(
-            torch.empty(vocabulary_size + (buckets if order > 1 else 0), width), freeze=False
-        )
-        self.buckets = buckets
+        self.ngrams = Ngrams(vocabulary_size, order, buckets)
+        self.table = nn.Embedding.from_pretrained(torch.empty(self.ngrams.rows, width), freeze=False)
         if not self.table.weight.is_meta:
             nn.init.normal_(self.table.weight, std=0.02)
 
     def features(self, tokens: Tensor, embedded: Tensor, lengths: Tensor | None) -> Tensor:
         """(batch, width), of tokens (batch, length), padded behind; END is a token, too."""
-        grams, real = self._grams(tokens, lengths)
-        return self._bag(grams, real) / real.sum(dim=1).sqrt()[:, None]
+        assert lengths is not None
+        return self.ngrams.summed(self.table.weight, tokens, lengths)
 
     def read(self, tokens: Tensor, embedded: Tensor, lengths: Tensor | None) -> Read:
         """Perturbed at the features: steps of n-grams' vectors arrive there as their sum."""
@@ -129,36 +190,5 @@ class NgramEncoder(nn.Module):
 
     def dropped(self, tokens: Tensor, lengths: Tensor | None) -> Tensor:
         """An estimate of `features` from the n-grams that a draw leaves: (batch, width)."""
-        grams, real = self._grams(tokens, lengths)
-        left = real & (torch.rand(real.shape, device=real.device) >= self.dropout)
-        # What is left stands in for what was dropped, or reviews would look longer once nothing is dropped.
-        return self._bag(grams, left) / (real.sum(dim=1).sqrt() * (1.0 - self.dropout))[:, None]
-
-    def _grams(self, tokens: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The table's row of each n-gram, and whether it is one of the review: (batch, n-grams) each."""
         assert lengths is not None
-        length = tokens.shape[1]
-        reaches = lengths[:, None]  # (batch, 1)
-        ids, kept = [], []
-        for order in range(1, min(self.order, length) + 1):
-            ids.append(self.ids(tokens, order))
-            # The n-gram that begins at a position must end within the review.
-            positions = torch.arange(length - order + 1, device=tokens.device)
-            kept.append(positions + order <= reaches)
-        return torch.cat(ids, dim=1), torch.cat(kept, dim=1)
-
-    def _bag(self, grams: Tensor, real: Tensor) -> Tensor:
-        offsets = F.pad(real.sum(dim=1).cumsum(dim=0)[:-1], (1, 0))
-        return F.embedding_bag(grams[real], self.table.weight, offsets, mode="sum")  # (batch, width)
-
-    def ids(self, tokens: Tensor, order: int) -> Tensor:
-        """The row of the table of each n-gram of `order` tokens: (batch, length - order + 1)."""
-        if order == 1:
-            return tokens
-        length = tokens.shape[1]
-        key = torch.zeros_like(tokens[:, : length - order + 1])
-        for offset in range(order):
-            # Sums and products wrap around, alike on every device; the multiplier is SplitMix64's.
-            key = (key + tokens[:, offset : length - order + 1 + offset] + offset) * -7046029254386353131
-            key = key ^ (key >> 29)
-        return self.vocabulary_size + (key & (2**62 - 1)) % self.buckets
+        return self.ngrams.summed(self.table.weight, tokens, lengths, dropout=self.dropout)

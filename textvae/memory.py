@@ -34,15 +34,15 @@ def expected_memory(config: Config, ranks: int = 1, device: str = "cpu") -> int:
     weights = parameter_count(config) * copies
     positions = math.ceil(config.training.batch_size / ranks) * frame_length(config)
     encoder = sizes.embedding if sizes.latent else 0
-    if sizes.latent and sizes.encoder == "lstm":
-        encoder += 6 * 2 * sizes.encoder_hidden * sizes.encoder_layers
+    units = {"mingru": 15, "transformer": 20}
+    if sizes.latent and sizes.encoder != "ngrams":
+        encoder += units.get(sizes.encoder, 6) * 2 * sizes.encoder_hidden * sizes.encoder_layers
     elif sizes.latent:
         encoder += 2 * sizes.ngram_order
-    units = {"mingru": 15, "transformer": 20}.get(sizes.decoder, 6)
     fed = sizes.latent + (0 if sizes.decoder == "repeat" else sizes.embedding)
-    decoder = fed + (units * sizes.decoder_layers + 1) * sizes.decoder_hidden
+    decoder = fed + (units.get(sizes.decoder, 6) * sizes.decoder_layers + 1) * sizes.decoder_hidden
     seed = config.objective.kind == "seed"
-    if config.objective.kind == "elbo" and config.objective.adversarial_weight and sizes.encoder == "lstm":
+    if config.objective.kind == "elbo" and config.objective.adversarial_weight and sizes.encoder != "ngrams":
         encoder *= 2  # each review is read as it is and perturbed
     part = max(tokens_at_once(torch.device(device)), frame_length(config))
     decoded = positions if seed else min(positions, part)

@@ -23,11 +23,12 @@ from textvae import adversarial, decoders, encoders, keras, objective, parts
 from textvae.config import Config
 from textvae.decoders import Decoder, LSTMDecoder
 from textvae.dropout import dropout, without_tokens
-from textvae.encoders import Posterior
+from textvae.encoders import MinGRUEncoder, NgramEncoder, Posterior, Read
 from textvae.heap import LOGITS_AT_ONCE
+from textvae.ngrams import NaiveBayes
 from textvae.normal import Affine, MeanNorm
 from textvae.objective import Losses
-from textvae.recurrent import LSTM
+from textvae.recurrent import LSTM, reversal
 from textvae.softmax import linear_cross_entropy
 from textvae.vocabulary import END, OOV, PAD, START
 
@@ -56,6 +57,11 @@ class TextVAE(nn.Module):
         )
         self.encoder = encoders.build(sizes, self.vocabulary_size)
         width = self.encoder.width if self.encoder else 0
+        self.naive_bayes: NaiveBayes | None = None
+        if self.encoder and sizes.naive_bayes_order:
+            widths = {"order": sizes.naive_bayes_order, "buckets": sizes.naive_bayes_buckets}
+            self.naive_bayes = NaiveBayes(self.vocabulary_size, **widths, dropout=sizes.ngram_dropout)
+            width += 1
         self.dense = nn.Linear(width, sizes.dense) if self.encoder and sizes.dense else None
         self.mean = nn.Linear(sizes.dense or width, sizes.latent) if self.encoder else None
         learned = self.encoder and sizes.variance == "learned"
@@ -88,6 +94,8 @@ class TextVAE(nn.Module):
                     nn.init.zeros_(module.bias)
         if isinstance(self.decoder, Decoder) and not isinstance(self.decoder, LSTMDecoder):
             self.decoder.begin()
+        if isinstance(self.encoder, MinGRUEncoder):
+            self.encoder.begin()
 
     # Training
 
@@ -165,7 +173,9 @@ class TextVAE(nn.Module):
         posterior = self._posterior(tokens, batch.lengths, over_ranks)
         mean, log_var = posterior.mean, posterior.log_var
         z = self.sample_posterior(mean, log_var, generator)
-        if pretraining and settings.pretraining == "language_model":
+        # What z is never asked for would only learn to vary less.
+        unasked = pretraining and settings.pretraining == "language_model"
+        if unasked:
             z = z * 0.0  # of no influence, but every parameter has a gradient: DDP waits for it
         previous = self._previous(tokens, generator)  # (batch, length)
         real = tokens != PAD
@@ -176,10 +186,13 @@ class TextVAE(nn.Module):
         total, hits = self._reconstruction(z, previous, tokens, real)
         reconstruction = total / share  # of an even draw of the tokens: the mean is that of all of them
         kl_terms = objective.kl_terms(mean, log_var, self.config.model.noise_std)  # (batch, latent)
-        charged = self._charged(kl_terms, mean, kl_weight, batch.total, over_ranks)
+        charged = self._charged(kl_terms, mean, kl_weight, batch.total, over_ranks) * float(not unasked)
         logits = self.sentiment_logits(posterior.told)
         sentiment = objective.sentiment(logits, labels).sum()
         uncertainty = objective.entropy(logits, labels).sum()
+        foreseen = torch.zeros_like(total)
+        if pretraining and settings.encoder_lm_weight:
+            foreseen = settings.encoder_lm_weight * self._foreseen(posterior, batch, share, generator)
         counts = bool(self.encoder) and not pretraining  # whether anything but the words does
         told = settings.sentiment_weight * sentiment + settings.entropy_weight * uncertainty
         if counts and self.training and settings.adversarial_weight:
@@ -193,7 +206,7 @@ class TextVAE(nn.Module):
         ended = correct.gather(1, batch.lengths[:, None] - 1)[:, 0]  # (batch,)
         padding = self.frame_length - batch.lengths  # (batch,)
         return Losses(
-            loss=reconstruction + charged + float(counts) * told,
+            loss=reconstruction + foreseen + charged + float(counts) * told,
             reconstruction=reconstruction.detach(),
             kl=kl_terms.detach().sum(),
             sentiment=sentiment.detach(),
@@ -221,6 +234,28 @@ class TextVAE(nn.Module):
         used = [*self.decoder.parameters(), *self.output.parameters(), self.embedding.weight]
         at_once = parts.tokens_at_once(tokens.device)
         return parts.scored(score, z, tokens.shape[1], used, at_once)
+
+    def _foreseen(
+        self, seen: Posterior, batch: Batch, share: float, generator: torch.Generator | None
+    ) -> Tensor:
+        """-log p of each next token, and of each one before, by what the encoder has seen until there: ().
+
+        An encoder that begins as two language models (Dai & Le, "Semi-supervised Sequence Learning", 2015;
+        one each way: Peters et al., NAACL 2018). Of a `share` of the tokens, scaled up to all.
+        """
+        assert seen.read is not None and seen.read.states is not None
+        tokens = batch.tokens  # (batch, length)
+        back = tokens.gather(1, reversal(batch.lengths, tokens.shape[1]))
+        totals = []
+        for states, sequence in zip(seen.read.states, (tokens, back), strict=True):
+            following = sequence[:, 1:]
+            scored = following != PAD
+            if share < 1.0:
+                draw = torch.rand(scored.shape, generator=generator, device=tokens.device)
+                scored = scored & (draw < share)
+            hidden = self._dropout(states[:, :-1])[scored]
+            totals.append(self._cross_entropy(hidden, following[scored])[0])
+        return torch.stack(totals).sum() / share
 
     def _adversarial(
         self, seen: Posterior, lengths: Tensor, over_ranks: Callable[[Tensor], Tensor] | None
@@ -325,17 +360,16 @@ class TextVAE(nn.Module):
     ) -> Posterior:
         """What `encode` says, and the mean that the sentiment is read off.
 
-        In training that is the mean of what dropout leaves of a review's n-grams: without it a linear
-        classifier of n-grams overfits, while a decoder that is told less than it could be only learns to
-        listen less.
+        In training that is the mean of what dropout leaves of a review's n-grams, if any are looked at:
+        without it a linear classifier of n-grams overfits, while a decoder that is told less than it could
+        be only learns to listen less.
         """
         if self.autoregressive and lengths is None:
             lengths = (tokens != PAD).sum(dim=1)
         if self.encoder is None:
             nothing = torch.zeros(len(tokens), 0, device=tokens.device)
             return Posterior(nothing, nothing, nothing)
-        embedded = self._embed(tokens)  # (batch, length, embedding)
-        read = self.encoder.read(tokens, embedded, lengths if self.autoregressive else None)
+        read = self._read(tokens, lengths)
         mean, h = self._mean(read.features)
         norm: Affine | None = self.mean_norm(mean, over_ranks) if self.mean_norm is not None else None
         mean = told = norm(mean) if norm else mean
@@ -357,8 +391,32 @@ class TextVAE(nn.Module):
     def raw_means(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """The posterior means before their norm: (batch, latent)."""
         assert self.encoder is not None
-        embedded = self._embed(tokens)
-        return self._mean(self.encoder.features(tokens, embedded, lengths))[0]
+        return self._mean(self._read(tokens, lengths).features)[0]
+
+    def _read(self, tokens: Tensor, lengths: Tensor | None) -> Read:
+        """What the encoder makes of a batch, with one more feature if naive Bayes has a word in it."""
+        assert self.encoder is not None
+        embedded = self._embed(tokens)  # (batch, length, embedding)
+        read = self.encoder.read(tokens, embedded, lengths if self.autoregressive else None)
+        if self.naive_bayes is None:
+            return read
+        assert lengths is not None
+        if self.training and isinstance(self.encoder, NgramEncoder):
+            # The sentiment is left to the ratios: vectors that it trains, too, know reviews by heart.
+            unmoved = read.told.detach().requires_grad_()
+            read = read._replace(told=unmoved, inputs=unmoved)
+        known = told = self.naive_bayes(tokens, lengths)  # (batch, 1)
+        if self.training and self.naive_bayes.dropout:
+            told = self.naive_bayes(tokens, lengths, dropout=self.naive_bayes.dropout)
+
+        def beside(features: Tensor, feature: Tensor) -> Tensor:
+            return torch.cat((features, feature.to(features.dtype)), dim=-1)
+
+        return read._replace(
+            features=beside(read.features, known),
+            told=beside(read.told, told),
+            onward=lambda inputs: beside(read.onward(inputs), told),
+        )
 
     def sample_posterior(
         self, mean: Tensor, log_var: Tensor, generator: torch.Generator | None = None

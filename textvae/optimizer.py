@@ -37,9 +37,11 @@ def depth(name: str, config: Config) -> int:
     """
     sizes = config.model
     if name.startswith("encoder."):
-        layer = re.search(r"_l(\d+)(_reverse)?$", name)  # as nn.LSTM names them, the lowest 0
-        return sizes.encoder_layers - int(layer[1]) if layer else 1
-    if name.startswith("embedding.") and sizes.encoder == "lstm" and not sizes.tied:
+        # As nn.LSTM names them, and as a stack of minimal GRUs does; the lowest is 0.
+        layer = re.search(r"_l(\d+)(_reverse)?$", name) or re.search(r"\.layers\.(\d+)\.", name)
+        lowest = ".enter." in name
+        return sizes.encoder_layers - int(layer[1]) if layer else sizes.encoder_layers if lowest else 1
+    if name.startswith("embedding.") and sizes.encoder != "ngrams" and not sizes.tied:
         return sizes.encoder_layers + 1
     return 0
 

@@ -98,9 +98,7 @@ class LSTM(nn.LSTM):
         weights = self.drawn_weights() if weights is None else weights
         batch, length, _ = inputs.shape
         rows = torch.arange(batch, device=inputs.device)[:, None]  # (batch, 1)
-        steps = torch.arange(length, device=inputs.device)  # (length,)
-        ends = lengths[:, None]
-        reverse = torch.where(steps < ends, ends - 1 - steps, steps)  # (batch, length), its own inverse
+        reverse = reversal(lengths, length)
         state = torch.zeros(1, batch, self.hidden_size, dtype=inputs.dtype, device=inputs.device)
 
         def direction(sequence: Tensor, of: list[Tensor]) -> Tensor:  # (batch, length, hidden)
@@ -114,3 +112,13 @@ class LSTM(nn.LSTM):
                 inputs = torch.cat((ahead, behind[rows, reverse]), dim=-1)
                 state = state.to(inputs.dtype)
         return ahead, behind
+
+
+def reversal(lengths: Tensor, length: int) -> Tensor:
+    """The positions (batch, length) of each sequence from its end to its beginning, then those of padding.
+
+    lengths (batch,). Its own inverse.
+    """
+    steps = torch.arange(length, device=lengths.device)  # (length,)
+    ends = lengths[:, None]
+    return torch.where(steps < ends, ends - 1 - steps, steps)

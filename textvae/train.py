@@ -32,7 +32,7 @@ from textvae.model import TextVAE
 from textvae.ranks import Ranks, distributed
 from textvae.sources import Corpus, prepare
 from textvae.sources.permutation import key_of
-from textvae.validation import autocast, calibrate, computes_bf16, validate
+from textvae.validation import autocast, calibrate, computes_bf16, fit_naive_bayes, validate
 from textvae.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -169,6 +169,8 @@ class _Loop:
             self.optimizer.load_state_dict(saved.optimizer_state)
             self.position, self.sums = saved.position, saved.sums
             self.seconds = saved.metrics.get("seconds", 0.0)
+        else:
+            fit_naive_bayes(self.model, self.train_batches, ranks)
         averaging = config.training.averaging
         self.average = Average(self.model, averaging) if averaging is not None else None
         if saved and self.average:

@@ -91,3 +91,16 @@ def calibrate(config: Config, model: TextVAE, batches: Batches, ranks: Ranks) ->
         return
     mean, square = (sums[:-1] / sums[-1]).chunk(2)
     norm.settle(mean.float(), (square - mean.square()).clamp(min=0.0).float())
+
+
+def fit_naive_bayes(model: TextVAE, batches: Batches, ranks: Ranks) -> None:
+    """Before training: give a model that has a naive Bayes feature its ratios, from all ranks' `batches`."""
+    feature = model.naive_bayes
+    if feature is None:
+        return
+    counts = torch.zeros(2, feature.ngrams.rows, dtype=torch.int64, device=ranks.device)
+    for each in batches.epoch(0):
+        batch = each.to(ranks.device)
+        if len(batch):
+            counts += feature.counts(batch.tokens, batch.lengths, batch.labels)
+    feature.fit(ranks.sum(counts))

@@ -20,6 +20,9 @@ def test_defaults_are_valid_and_frozen():
         config.seed = 3
 
 
+FORESEEING = {"kind": "elbo", "encoder_lm_weight": 1, "pretraining_epochs": 1}
+
+
 @pytest.mark.parametrize(
     ("mapping", "key", "nearest"),
     [
@@ -44,8 +47,25 @@ def test_an_unknown_key_names_the_nearest_known_one(mapping: dict, key: str, nea
         ({"data": {"source": "files"}}, "needs at least one path under data.train"),
         ({"data": {"source": "imdb", "train": ["x.csv"]}}, "go with source files, not imdb"),
         ({"data": {"source": "snippets", "folder": "x"}}, "data.folder goes with source imdb"),
-        ({"model": {"pooling": "all", "encoder": "ngrams"}}, "model.pooling all needs model.encoder lstm"),
-        ({"model": {"pooling": "all", "latent": "none"}}, "model.pooling all needs model.encoder lstm"),
+        (
+            {"model": {"pooling": "all", "encoder": "ngrams"}},
+            "model.pooling all needs a latent and model.enc",
+        ),
+        ({"model": {"pooling": "all", "latent": "none"}}, "model.pooling all needs a latent"),
+        ({"model": {"naive_bayes_order": 2, "latent": "none"}}, "model.naive_bayes_order needs a latent"),
+        (
+            {"objective": {"kind": "elbo", "encoder_lm_weight": 1}},
+            "needs objective.pretraining_epochs above 0",
+        ),
+        (
+            {"model": {"encoder": "ngrams"}, "objective": FORESEEING},
+            "objective.encoder_lm_weight needs a latent and model.encoder lstm or mingru",
+        ),
+        ({"model": {"encoder_layers": 2}, "objective": FORESEEING}, "needs model.encoder_layers 1"),
+        (
+            {"model": {"encoder_hidden": 8}, "objective": FORESEEING},
+            "needs model.encoder_hidden equal to model.decoder_hidden",
+        ),
         (
             {"model": {"weight_drop": 0.5, "encoder": "ngrams", "decoder": "mingru"}},
             "model.weight_drop needs model.encoder lstm or model.decoder autoregressive",

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from textvae.config import Model
-from textvae.decoders import Decoder, MinGRUDecoder, build
+from textvae.decoders import Decoder, build
+from textvae.mingru import MinGRU
 from textvae.transformer import TransformerDecoder
 
 torch.set_num_threads(1)
@@ -55,7 +56,7 @@ def test_no_position_sees_what_comes_after_it_and_all_see_z(kind: str) -> None:
 def test_the_mingru_is_the_recurrence_of_its_paper() -> None:
     """h_t = (1 - g_t) h_(t-1) + g_t c_t with g and c of the input alone; one layer, by hand."""
     torch.manual_seed(0)
-    of = MinGRUDecoder(2, 3, 4, 1, 0.0)
+    of = MinGRU(2, 3, 4, 1, 0.0)
     layer = of.layers[0]
     embedded, z = torch.randn(1, 5, 2), torch.randn(1, 3)
     got = of.advance(embedded, z, of.start(z))[0][0]
@@ -73,7 +74,7 @@ def test_the_mingru_is_the_recurrence_of_its_paper() -> None:
 @torch.no_grad()
 def test_a_minimal_gru_begins_without_a_latent_and_with_memories_of_many_lengths() -> None:
     torch.manual_seed(0)
-    of = MinGRUDecoder(2, 3, 9, 2, 0.0)
+    of = MinGRU(2, 3, 9, 2, 0.0)
     of.begin()
     embedded = torch.randn(1, 5, 2)
     z = torch.randn(2, 1, 3)

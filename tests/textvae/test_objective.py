@@ -12,6 +12,7 @@ import torch
 from textvae import objective
 from textvae.batches import Batch
 from textvae.config import Config, parse
+from textvae.encoders import NgramEncoder
 from textvae.model import TextVAE
 
 torch.set_num_threads(1)
@@ -244,6 +245,35 @@ def test_pretraining_counts_the_reconstruction_alone(what: str) -> None:
     if what == "language_model":
         without = -model.log_likelihood(torch.zeros(4, 4), batch.tokens).sum()
         assert float(losses.reconstruction) == pytest.approx(float(without.detach()), rel=1e-5)
+
+
+@pytest.mark.parametrize("encoder", ["lstm", "mingru"])
+def test_an_encoder_pretrained_as_language_models_foresees_the_next_token_each_way(encoder: str) -> None:
+    torch.manual_seed(0)
+    sizes = {"encoder": encoder, "encoder_hidden": 8, "mean_scale": 0.5}
+    settings = config(model=sizes, encoder_lm_weight=0.5, pretraining_epochs=1, decorrelation_weight=1.0)
+    model, batch = TextVAE(settings).train(), elbo_batch()
+    losses = model(batch, kl_weight=0.0, pretraining=True)
+    assert model.encoder is not None and not isinstance(model.encoder, NgramEncoder)
+    expected = 0.0
+    for tokens, length in zip(batch.tokens, batch.lengths.tolist(), strict=True):
+        ahead, behind = model.encoder.directions(
+            model.embedding(tokens[None, :length]), torch.tensor([length])
+        )
+        for states, sequence in ((ahead, tokens[:length]), (behind, tokens[:length].flip(0))):
+            scores = model.output(states[0, :-1]).log_softmax(dim=-1)
+            expected -= float(scores.gather(1, sequence[1:, None]).sum().detach())
+    assert float(losses.loss.detach()) == pytest.approx(
+        float(losses.reconstruction) + 0.5 * expected, rel=1e-5
+    )
+    losses.loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        if name.startswith("encoder."):
+            assert parameter.grad.abs().sum() > 0, name
+        if name.startswith(("mean.", "sentiment_output.")):  # nothing asks for z yet
+            assert parameter.grad.abs().sum() == 0, name
+    assert float(model(batch, kl_weight=0.0).loss.detach()) != pytest.approx(float(losses.loss.detach()))
 
 
 def test_correlations_are_numpys_and_scaled_by_the_reviews() -> None:

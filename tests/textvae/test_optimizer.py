@@ -31,6 +31,11 @@ def made(encoder: str, layer_decay: float, tied: bool = False, **objective: Any)
             {"embedding.weight": 0.1, "encoder.weight_hh_l0": 0.2, "encoder.bias_ih_l1_reverse": 0.4}
             | {"mean.weight": 0.8, "decoder.weight_ih_l0": 0.8, "sentiment_output.bias": 0.8},
         ),
+        (
+            "mingru",
+            {"embedding.weight": 0.1, "encoder.ahead.enter.weight": 0.2, "encoder.behind.norm.bias": 0.4}
+            | {"encoder.ahead.layers.0.inner.weight": 0.2, "encoder.behind.layers.1.outer.bias": 0.4},
+        ),
         ("ngrams", {"embedding.weight": 0.8, "encoder.table.weight": 0.4, "mean.weight": 0.8}),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from textvae.scan import doubling, scan
+from textvae.scan import _Scan, doubling, scan
 
 torch.set_num_threads(1)
 
@@ -18,9 +18,14 @@ def by_definition(decay: Tensor, added: Tensor, initial: Tensor) -> Tensor:
     return torch.stack(states[1:], dim=1)
 
 
-@pytest.mark.parametrize("way", [scan, doubling])
+def doubled_back(decay: Tensor, added: Tensor, initial: Tensor) -> Tensor:
+    """`scan` as it is on a GPU."""
+    return _Scan.apply(decay, added, initial, False)
+
+
+@pytest.mark.parametrize("way", [scan, doubling, doubled_back])
 @pytest.mark.parametrize("length", [1, 2, 7, 8, 21])
-def test_both_ways_follow_the_definition_in_value_and_gradient(
+def test_all_ways_follow_the_definition_in_value_and_gradient(
     way: Callable[[Tensor, Tensor, Tensor], Tensor], length: int
 ) -> None:
     random = torch.Generator().manual_seed(length)

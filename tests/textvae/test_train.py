@@ -234,6 +234,29 @@ def test_regularization_and_an_average_of_the_weights_resume_to_the_same_too(fol
     assert same_checkpoint(whole.checkpoints[-1][0], resumed.checkpoints[-1][0])
 
 
+def foreseeing(folder: Path) -> Config:
+    """An encoder that begins as two language models, and a naive Bayes feature beside it."""
+    model = {"encoder": "mingru", "encoder_layers": 2, "decoder": "mingru", "mean_scale": 0.5}
+    model |= {"naive_bayes_order": 2, "naive_bayes_buckets": 100, "pooling": "all"}
+    objective = {"pretraining_epochs": 1, "encoder_lm_weight": 0.5, "decorrelation_weight": 1.0}
+    return elbo(folder, model=model, objective=objective, training={"epochs": 2})
+
+
+def test_an_encoder_that_foresees_and_its_ratios_resume_to_the_same_too(folder, tmp_path):
+    config = foreseeing(folder)
+    whole = Hooks()
+    run(config, folder, tmp_path / "whole", whole)
+    ratios = checkpoint.load(whole.checkpoints[0][0]).model_state["naive_bayes.ratios"]
+    assert ratios.abs().sum() > 0
+    for stop_after in (2, STEPS + 1):
+        stopped, resumed = Hooks(stop_after=stop_after), Hooks()
+        run(config, folder, tmp_path / f"stopped-{stop_after}", stopped)
+        at, digest, *_ = stopped.checkpoints[-1]
+        run(config, folder, tmp_path / f"resumed-{stop_after}", resumed, resume=at, digest=digest)
+        assert same_checkpoint(whole.checkpoints[-1][0], resumed.checkpoints[-1][0])
+    assert torch.equal(checkpoint.load(whole.checkpoints[-1][0]).model_state["naive_bayes.ratios"], ratios)
+
+
 def test_an_average_is_what_is_kept_and_does_not_change_the_way_of_training(folder, tmp_path):
     plain, averaged = Hooks(), Hooks()
     run(elbo(folder, training={"epochs": 1}), folder, tmp_path / "plain", plain)
@@ -435,7 +458,7 @@ def test_several_ranks_take_the_exact_step_of_one_and_resume_bit_for_bit(folder,
             "adam_epsilon": 1.0,
         },
     )
-    still = {"dropout": 0.0, "noise_std": 1e-6, "ngram_dropout": 0.0}
+    still = {"dropout": 0.0, "noise_std": 1e-6, "ngram_dropout": 0.0, "naive_bayes_order": 2}
     quiet = {**modern(folder).model_dump()["objective"], "scored_share": 1.0, "free_bits": 30.0}
     quiet |= {"word_dropout": 0.0, "kl_warmup_epochs": 0, "adversarial_weight": 20.0, "words_weight": 0.2}
     once = {"schedule": "constant", **step.model_dump()["training"]}
