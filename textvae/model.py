@@ -17,18 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from textvae import adversarial, decoders, encoders, keras, objective, parts
+from textvae import decoders, encoders, keras, steps
 from textvae.config import Config
 from textvae.decoders import Decoder, LSTMDecoder
 from textvae.dropout import dropout, without_tokens
 from textvae.encoders import MinGRUEncoder, NgramEncoder, Posterior, Read
-from textvae.heap import LOGITS_AT_ONCE
 from textvae.ngrams import NaiveBayes
 from textvae.normal import Affine, MeanNorm
 from textvae.objective import Losses
-from textvae.recurrent import LSTM, reversal
+from textvae.recurrent import LSTM
 from textvae.softmax import linear_cross_entropy
 from textvae.vocabulary import END, OOV, PAD, START
 
@@ -116,224 +114,18 @@ class TextVAE(nn.Module):
         without reviews (a rank may have none at an epoch's end) gives zeros that still reach every parameter.
         """
         if self.autoregressive:
-            return self._elbo(batch, kl_weight, pretraining, generator, over_ranks)
-        return self._seed(batch, kl_weight, generator)
+            return steps.elbo(self, batch, kl_weight, pretraining, generator, over_ranks)
+        return steps.seed(self, batch, kl_weight, generator)
 
-    def _seed(self, batch: Batch, kl_weight: float, generator: torch.Generator | None) -> Losses:
-        if len(batch.tokens) == 0:
-            return self._nothing(batch.tokens.device)
-        tokens, labels = batch.tokens, batch.labels  # (batch, length), (batch,)
-        if tokens.shape[1] != self.frame_length:
-            raise ValueError(
-                f"objective seed needs {self.frame_length} tokens a review, got {tokens.shape[1]}"
-            )
-        mean, log_var = self.encode(tokens)
-        z = self.sample_posterior(mean, log_var, generator)
-        targets = tokens.flatten()
-        hidden = self._hidden(z).flatten(0, 1)  # (batch * length, hidden)
-        scores, correct = self._seed_scores(hidden, targets)  # (batch * length,)
-        # max_length * mean over length and vocabulary, which leaves a division by the vocabulary
-        reconstruction = scores.sum() / self.vocabulary_size
-        kl = objective.seed_kl(mean, log_var).sum()
-        logits = self.sentiment_logits(z)
-        sentiment = objective.seed_sentiment(logits, labels).sum()
-        real = targets != PAD
-        return Losses(
-            loss=reconstruction + kl_weight * kl + sentiment,
-            reconstruction=reconstruction.detach(),
-            kl=kl.detach(),
-            sentiment=sentiment.detach(),
-            labelled=(labels >= 0).sum(),
-            sentiment_correct=_hits(logits, labels),
-            tokens=real.sum(),
-            tokens_correct=(correct & real).sum(),
-            positions=torch.full_like(targets[0], targets.numel()),
-            positions_correct=correct.sum(),
-            means=mean.detach(),
-            reviews=len(tokens),
-        )
-
-    def _elbo(
-        self,
-        batch: Batch,
-        kl_weight: float,
-        pretraining: bool,
-        generator: torch.Generator | None,
-        over_ranks: Callable[[Tensor], Tensor] | None,
-    ) -> Losses:
-        settings = self.config.objective
-        assert settings.kind == "elbo"
-        if len(batch.tokens) == 0:
-            if self.training and settings.free_bits and over_ranks:
-                over_ranks(torch.zeros(self.config.model.latent, device=batch.tokens.device))
-            return self._nothing(batch.tokens.device)
-        tokens = batch.tokens  # (batch, length)
-        # A language model has no head to hold a label against.
-        labels = batch.labels if self.encoder else torch.full_like(batch.labels, -1)  # (batch,)
-        posterior = self._posterior(tokens, batch.lengths, over_ranks)
-        mean, log_var = posterior.mean, posterior.log_var
-        z = self.sample_posterior(mean, log_var, generator)
-        # What z is never asked for would only learn to vary less.
-        unasked = pretraining and settings.pretraining == "language_model"
-        if unasked:
-            z = z * 0.0  # of no influence, but every parameter has a gradient: DDP waits for it
-        previous = self._previous(tokens, generator)  # (batch, length)
-        real = tokens != PAD
-        share = settings.scored_share if self.training else 1.0
-        if share < 1.0:
-            draw = torch.rand(tokens.shape, generator=generator, device=tokens.device)
-            real = real & (draw < share)
-        total, hits = self._reconstruction(z, previous, tokens, real)
-        reconstruction = total / share  # of an even draw of the tokens: the mean is that of all of them
-        kl_terms = objective.kl_terms(mean, log_var, self.config.model.noise_std)  # (batch, latent)
-        charged = self._charged(kl_terms, mean, kl_weight, batch.total, over_ranks) * float(not unasked)
-        logits = self.sentiment_logits(posterior.told)
-        sentiment = objective.sentiment(logits, labels).sum()
-        uncertainty = objective.entropy(logits, labels).sum()
-        foreseen = torch.zeros_like(total)
-        if pretraining and settings.encoder_lm_weight:
-            foreseen = settings.encoder_lm_weight * self._foreseen(posterior, batch, share, generator)
-        counts = bool(self.encoder) and not pretraining  # whether anything but the words does
-        told = settings.sentiment_weight * sentiment + settings.entropy_weight * uncertainty
-        if counts and self.training and settings.adversarial_weight:
-            doubts = self._adversarial(posterior, batch.lengths, over_ranks)
-            told = told + settings.adversarial_weight * doubts.sum()
-        if self.words is not None and self.training:
-            bag = objective.bag_of_words(self._logits(self.words(z).tanh()), tokens, tokens != PAD)
-            told = told + settings.words_weight * bag.sum()
-        # Past its END a review is over: its padding counts as right if the END was foreseen.
-        correct = torch.zeros_like(real).masked_scatter(real, hits)  # (batch, length)
-        ended = correct.gather(1, batch.lengths[:, None] - 1)[:, 0]  # (batch,)
-        padding = self.frame_length - batch.lengths  # (batch,)
-        return Losses(
-            loss=reconstruction + foreseen + charged + float(counts) * told,
-            reconstruction=reconstruction.detach(),
-            kl=kl_terms.detach().sum(),
-            sentiment=sentiment.detach(),
-            labelled=(labels >= 0).sum(),
-            sentiment_correct=_hits(logits, labels),
-            tokens=real.sum(),
-            tokens_correct=hits.sum(),
-            positions=torch.full_like(padding[0], len(tokens) * self.frame_length),
-            positions_correct=(hits.sum() + (padding * ended).sum()) / share,
-            means=mean.detach(),
-            reviews=len(tokens),
-        )
-
-    def _reconstruction(
-        self, z: Tensor, previous: Tensor, tokens: Tensor, real: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The loss of the `real` tokens (), and whether each of them is the likeliest; part by part."""
-
-        def score(z: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-            hidden = self._hidden(z, previous[rows])[real[rows]]
-            total, _, hits = self._cross_entropy(hidden, tokens[rows][real[rows]])
-            return total, hits
-
-        # Tied or not, the embedding comes once.
-        used = [*self.decoder.parameters(), *self.output.parameters(), self.embedding.weight]
-        at_once = parts.tokens_at_once(tokens.device)
-        return parts.scored(score, z, tokens.shape[1], used, at_once)
-
-    def _foreseen(
-        self, seen: Posterior, batch: Batch, share: float, generator: torch.Generator | None
-    ) -> Tensor:
-        """-log p of each next token, and of each one before, by what the encoder has seen until there: ().
-
-        An encoder that begins as two language models (Dai & Le, "Semi-supervised Sequence Learning", 2015;
-        one each way: Peters et al., NAACL 2018). Of a `share` of the tokens, scaled up to all.
-        """
-        assert seen.read is not None and seen.read.states is not None
-        tokens = batch.tokens  # (batch, length)
-        back = tokens.gather(1, reversal(batch.lengths, tokens.shape[1]))
-        totals = []
-        for states, sequence in zip(seen.read.states, (tokens, back), strict=True):
-            following = sequence[:, 1:]
-            scored = following != PAD
-            if share < 1.0:
-                draw = torch.rand(scored.shape, generator=generator, device=tokens.device)
-                scored = scored & (draw < share)
-            hidden = self._dropout(states[:, :-1])[scored]
-            totals.append(self._cross_entropy(hidden, following[scored])[0])
-        return torch.stack(totals).sum() / share
-
-    def _adversarial(
-        self, seen: Posterior, lengths: Tensor, over_ranks: Callable[[Tensor], Tensor] | None
-    ) -> Tensor:
-        """What the worst small step of a review's inputs does to its sentiment, in nats: (batch,)."""
-        settings = self.config.objective
-        assert settings.kind == "elbo" and seen.read is not None
-        # A norm by the step's reviews would have each review's sentiment depend on all others' inputs.
-        norm = seen.norm and Affine(seen.norm.center.detach(), seen.norm.factor.detach())
-
-        def log_odds(features: Tensor) -> Tensor:
-            mean, _ = self._mean(features)
-            return self.sentiment_logits(norm(mean) if norm else mean)
-
-        return adversarial.loss(seen.read, log_odds, lengths, settings.adversarial_norm, over_ranks)
-
-    def _charged(
-        self,
-        kl_terms: Tensor,
-        mean: Tensor,
-        kl_weight: float,
-        reviews: int,
-        over_ranks: Callable[[Tensor], Tensor] | None,
-    ) -> Tensor:
-        """What the latent (batch, latent) costs: its KL over the free bits, its correlations."""
-        settings, scale = self.config.objective, self.config.model.mean_scale
-        assert settings.kind == "elbo"
-        free_bits = settings.free_bits if self.training else 0.0
-        charged = kl_weight * objective.over_free_bits(kl_terms, free_bits, reviews, over_ranks)
-        if self.training and self.mean_norm is not None and scale and settings.decorrelation_weight:
-            correlation = objective.correlation(mean, scale, reviews, over_ranks)
-            charged = charged + settings.decorrelation_weight * correlation
-        return charged
-
-    def _nothing(self, device: torch.device) -> Losses:
-        loss = torch.stack([parameter.flatten()[0] for parameter in self.parameters()]).sum() * 0.0
-        zero, none = loss.detach(), torch.zeros((), dtype=torch.long, device=device)
-        means = torch.zeros(0, self.config.model.latent, device=device)
-        return Losses(loss, zero, zero, zero, none, none, none, none, none, none, means, 0)
-
-    def _previous(self, tokens: Tensor, generator: torch.Generator | None) -> Tensor:
-        """What the decoder is fed: START and all tokens but the last, words dropped in training."""
-        assert self.config.objective.kind == "elbo"
-        previous = F.pad(tokens[:, :-1], (1, 0), value=START)  # (batch, length)
-        dropped = self.config.objective.word_dropout
-        if not self.training or dropped == 0:
-            return previous
-        draw = torch.rand(previous.shape, generator=generator, device=tokens.device)
-        return previous.masked_fill((draw < dropped) & (previous != START), OOV)
-
-    def _cross_entropy(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def cross_entropy(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of hidden (rows, width): the summed loss (), each row's, whether its target is the likeliest."""
         weight = self.embedding.weight if self.output.weight is None else self.output.weight
         return linear_cross_entropy(hidden, weight, self.output.bias, targets)
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
         """(..., vocabulary) of hidden (..., width)."""
         weight = self.embedding.weight if self.output.weight is None else self.output.weight
         return F.linear(hidden, weight, self.output.bias)
-
-    def _seed_scores(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Each position's seed loss and whether its target is the likeliest: (rows,), (rows,).
-
-        In chunks of rows whose logits are forgotten and computed again in the backward pass.
-        """
-        rows = max(1, LOGITS_AT_ONCE // self.vocabulary_size)
-        if len(targets) <= rows:
-            return self._seed_score(hidden, targets)
-        parts = [
-            checkpoint(self._seed_score, h, t, use_reentrant=False, preserve_rng_state=False)
-            for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
-        ]
-        return torch.cat([scores for scores, _ in parts]), torch.cat([correct for _, correct in parts])
-
-    def _seed_score(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.output(hidden)  # (rows, vocabulary)
-        scores = objective.seed_reconstruction(logits, targets)
-        return scores, logits.detach().argmax(dim=-1) == targets
 
     # The parts
 
@@ -349,10 +141,10 @@ class TextVAE(nn.Module):
         objective seed padding is processed like any token and `lengths` is not looked at. `over_ranks` sums a
         tensor over the ranks of a training step.
         """
-        posterior = self._posterior(tokens, lengths, over_ranks)
+        posterior = self.posterior(tokens, lengths, over_ranks)
         return posterior.mean, posterior.log_var
 
-    def _posterior(
+    def posterior(
         self,
         tokens: Tensor,
         lengths: Tensor | None = None,
@@ -370,11 +162,11 @@ class TextVAE(nn.Module):
             nothing = torch.zeros(len(tokens), 0, device=tokens.device)
             return Posterior(nothing, nothing, nothing)
         read = self._read(tokens, lengths)
-        mean, h = self._mean(read.features)
+        mean, h = self.mean_of(read.features)
         norm: Affine | None = self.mean_norm(mean, over_ranks) if self.mean_norm is not None else None
         mean = told = norm(mean) if norm else mean
         if read.told is not read.features:
-            told, _ = self._mean(read.told)
+            told, _ = self.mean_of(read.told)
             told = norm(told) if norm else told
         if self.log_var is not None:
             return Posterior(mean, self.log_var(h).float(), told, norm, read)
@@ -382,7 +174,7 @@ class TextVAE(nn.Module):
         log_var = torch.full_like(mean, math.log1p(-(self.mean_norm.scale**2)))
         return Posterior(mean, log_var, told, norm, read)
 
-    def _mean(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def mean_of(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Of features (batch, width): the mean (batch, latent) before its norm, and what it is read off."""
         assert self.mean is not None
         h = features if self.dense is None else self.dense(features).relu()  # (batch, dense)
@@ -391,7 +183,7 @@ class TextVAE(nn.Module):
     def raw_means(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """The posterior means before their norm: (batch, latent)."""
         assert self.encoder is not None
-        return self._mean(self._read(tokens, lengths).features)[0]
+        return self.mean_of(self._read(tokens, lengths).features)[0]
 
     def _read(self, tokens: Tensor, lengths: Tensor | None) -> Read:
         """What the encoder makes of a batch, with one more feature if naive Bayes has a word in it."""
@@ -405,7 +197,8 @@ class TextVAE(nn.Module):
             # The sentiment is left to the ratios: vectors that it trains, too, know reviews by heart.
             unmoved = read.told.detach().requires_grad_()
             read = read._replace(told=unmoved, inputs=unmoved)
-        known = told = self.naive_bayes(tokens, lengths)  # (batch, 1)
+        told = self.naive_bayes(tokens, lengths)  # (batch, 1)
+        known = told.detach()  # a decoder that trained them would have other uses for the weights
         if self.training and self.naive_bayes.dropout:
             told = self.naive_bayes(tokens, lengths, dropout=self.naive_bayes.dropout)
 
@@ -432,12 +225,12 @@ class TextVAE(nn.Module):
         they are; to write without being fed, see `generate`.
         """
         if not self.autoregressive:
-            return self._logits(self._hidden(z))
+            return self.logits(self.hidden_states(z))
         if tokens is None:
             raise ValueError(
                 "the autoregressive decoder needs the tokens that it is fed; generate() needs none"
             )
-        return self._logits(self._hidden(z, F.pad(tokens[:, :-1], (1, 0), value=START)))
+        return self.logits(self.hidden_states(z, F.pad(tokens[:, :-1], (1, 0), value=START)))
 
     def token_losses(self, z: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """How well z (batch, latent) explains tokens (batch, length), each token before it being known.
@@ -448,8 +241,8 @@ class TextVAE(nn.Module):
         """
         counted = (tokens != PAD) & (tokens != START)
         previous = F.pad(tokens[:, :-1], (1, 0), value=START) if self.autoregressive else None
-        hidden = self._hidden(z, previous)[:, : tokens.shape[1]]  # (batch, length, hidden)
-        _, scores, hits = self._cross_entropy(hidden[counted], tokens[counted])
+        hidden = self.hidden_states(z, previous)[:, : tokens.shape[1]]  # (batch, length, hidden)
+        _, scores, hits = self.cross_entropy(hidden[counted], tokens[counted])
         losses = torch.zeros(tokens.shape, device=tokens.device).masked_scatter(counted, scores)
         correct = torch.zeros_like(counted).masked_scatter(counted, hits)
         return losses, correct, counted
@@ -458,22 +251,22 @@ class TextVAE(nn.Module):
         """log p(x | z) in nats, (batch,): of tokens (batch, length), END counted, PAD and START not."""
         return -self.token_losses(z, tokens)[0].sum(dim=1)
 
-    def _hidden(self, z: Tensor, previous: Tensor | None = None) -> Tensor:
+    def hidden_states(self, z: Tensor, previous: Tensor | None = None) -> Tensor:
         """The decoder's last layer: (batch, length, hidden)."""
         if isinstance(self.decoder, Decoder):
             assert previous is not None
             embedded = self._embed(previous)  # (batch, length, embedding)
-            return self._dropout(self.decoder.advance(embedded, z, self.decoder.start(z))[0])
-        return self._dropout(self.decoder(z[:, None].expand(-1, self.frame_length, -1))[0])
+            return self.dropped_out(self.decoder.advance(embedded, z, self.decoder.start(z))[0])
+        return self.dropped_out(self.decoder(z[:, None].expand(-1, self.frame_length, -1))[0])
 
     def _embed(self, tokens: Tensor) -> Tensor:
         """(batch, length, embedding) of tokens (batch, length), thinned out in training."""
         embedded, without = self.embedding(tokens), self.config.model.embedding_dropout
         if self.training and without:
             embedded = without_tokens(embedded, tokens, without, self.vocabulary_size)
-        return self._dropout(embedded)
+        return self.dropped_out(embedded)
 
-    def _dropout(self, x: Tensor) -> Tensor:
+    def dropped_out(self, x: Tensor) -> Tensor:
         sizes = self.config.model
         return dropout(x, sizes.dropout, self.training, locked=sizes.dropout_mask == "review")
 
@@ -532,7 +325,7 @@ class TextVAE(nn.Module):
         for position in range(limit):
             embedded = self._embed(previous)  # (batch, 1, embedding)
             hidden, state = self.decoder.advance(embedded, z, state)
-            logits = self._logits(self._dropout(hidden[:, 0])).float()  # (batch, vocabulary)
+            logits = self.logits(self.dropped_out(hidden[:, 0])).float()  # (batch, vocabulary)
             logits[:, [PAD, START, OOV, END] if position == 0 else [PAD, START, OOV]] = -math.inf
             if temperature == 0:
                 token = logits.argmax(dim=-1)
@@ -580,10 +373,6 @@ def line(a: Tensor, b: Tensor, steps: int) -> Tensor:
 def frame_length(config: Config) -> int:
     """The tokens of the longest review that the model sees: with an END behind it under objective elbo."""
     return config.vocabulary.max_length + (1 if config.objective.kind == "elbo" else 0)
-
-
-def _hits(logits: Tensor, labels: Tensor) -> Tensor:
-    return (((logits.detach() > 0) == (labels > 0)) & (labels >= 0)).sum()
 
 
 def from_keras_weights(config: Config, arrays: Sequence[np.ndarray]) -> TextVAE:

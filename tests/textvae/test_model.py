@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import distributed, nn
 
-from textvae import model as module
+from textvae import steps
 from textvae.batches import Batch
 from textvae.config import Config, load, parse
 from textvae.memory import expected_memory, parameter_count
@@ -160,13 +160,13 @@ def test_the_decoder_sees_no_token_before_its_time() -> None:
 def test_word_dropout_replaces_words_but_not_start_in_training_only() -> None:
     model, data = TextVAE(config(word_dropout=0.5)), batch("elbo")
     tokens = data.tokens.repeat(200, 1)
-    previous = model._previous(tokens, torch.Generator().manual_seed(0))
+    previous = steps.previous_tokens(model, tokens, torch.Generator().manual_seed(0))
     assert (previous[:, 0] == START).all()
     dropped = previous[:, 1:] == OOV
     assert 0.45 < float(dropped.float().mean()) < 0.55
     kept = torch.where(dropped, tokens[:, :-1], previous[:, 1:])
     assert torch.equal(kept, tokens[:, :-1])
-    assert not (model.eval()._previous(tokens, None) == OOV).any()
+    assert not (steps.previous_tokens(model.eval(), tokens, None) == OOV).any()
 
 
 def test_noise_has_the_standard_deviation_of_the_config() -> None:
@@ -182,7 +182,7 @@ def test_chunks_of_logits_change_nothing(monkeypatch: pytest.MonkeyPatch, kind: 
     model, data = TextVAE(config(kind, **({"word_dropout": 0.3} if kind == "elbo" else {}))), batch(kind)
     results = []
     for at_once in (2**26, 13 * 5, 1):
-        monkeypatch.setattr(module, "LOGITS_AT_ONCE", at_once)
+        monkeypatch.setattr(steps, "LOGITS_AT_ONCE", at_once)
         model.zero_grad()
         settings = Config.model_validate({"training": {"precision": "bf16" if bf16 else "fp32"}})
         with autocast(settings, torch.device("cpu")):  # of what has no units for it, fp32
@@ -338,9 +338,9 @@ def test_ngrams_are_dropped_for_the_sentiment_alone_and_in_training_alone() -> N
     sizes = {"encoder": "ngrams", "ngram_dropout": 0.9, "mean_scale": 0.5, "variance": "fixed"}
     model, data = TextVAE(config(model=sizes)), batch("elbo")
     with torch.no_grad():
-        a, b = (model._posterior(data.tokens, data.lengths) for _ in range(2))
+        a, b = (model.posterior(data.tokens, data.lengths) for _ in range(2))
         assert torch.equal(a.mean, b.mean) and not torch.equal(a.told, b.told)
-        mean, log_var, told, *_ = model.eval()._posterior(data.tokens, data.lengths)
+        mean, log_var, told, *_ = model.eval().posterior(data.tokens, data.lengths)
         assert torch.equal(mean, told)
         assert log_var.unique().exp().tolist() == pytest.approx([1 - 0.5**2])
     loss = model.train()(data).loss

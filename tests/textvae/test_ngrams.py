@@ -94,9 +94,9 @@ def test_the_model_reads_it_beside_its_encoder_and_drops_ngrams_for_the_sentimen
     feature = model.naive_bayes(tokens, lengths)
     after = model.encode(tokens, lengths)[0]
     torch.testing.assert_close(after - before, feature @ model.mean.weight[:, -1:].T)
-    told = [model.train()._posterior(tokens, lengths).told for _ in range(2)]
+    told = [model.train().posterior(tokens, lengths).told for _ in range(2)]
     assert not torch.equal(told[0], told[1])
-    known = model.eval()._posterior(tokens, lengths)
+    known = model.eval().posterior(tokens, lengths)
     assert torch.equal(known.told, known.mean)
     assert {"naive_bayes.ratios", "naive_bayes.weights.weight"} <= set(model.state_dict())
 
@@ -113,7 +113,7 @@ def test_an_ngram_encoder_leaves_the_sentiment_to_the_ratios(adversarial: float)
     model, (tokens, lengths, labels) = TextVAE(parse(Config, mapping)), reviews()
     assert model.naive_bayes is not None and isinstance(model.encoder, NgramEncoder)
     model.naive_bayes.fit(model.naive_bayes.counts(tokens, lengths, labels))
-    told = model._posterior(tokens, lengths).told
+    told = model.posterior(tokens, lengths).told
     model.sentiment_logits(told).sum().backward()
     assert model.encoder.table.weight.grad is None
     assert model.naive_bayes.weights.weight.grad is not None
