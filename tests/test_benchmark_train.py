@@ -95,6 +95,7 @@ def test_the_plain_modern_model_has_our_loss_and_gradients(speed: Any, setting: 
     for layer in ours.decoder.layers:  # z begins without influence
         torch.nn.init.normal_(layer.of_latent.weight, std=0.1)
         torch.nn.init.normal_(layer.initial.weight, std=0.1)
+    torch.nn.init.normal_(ours.naive_bayes.coefficients[1:])  # PAD has no coefficient
     plain = speed.plain.Modern(config, config.vocabulary.size, getattr(speed.plain, recurrence))
     state = ours.state_dict()
     state["output_bias"] = state.pop("output.bias")

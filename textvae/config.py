@@ -145,11 +145,11 @@ class Model(Section):
         0,
         ge=0,
         le=8,
-        description="one more feature beside the encoder's: naive Bayes log-count ratios of the labelled "
-        "training reviews' n-grams of up to this many tokens, with a learned weight each (NB-SVM); 0: none",
+        description="one more feature beside the encoder's: the log-odds of a linear classifier of n-grams "
+        "of up to this many tokens, fitted to labelled reviews before training (NB-SVM); 0: none",
     )
     naive_bayes_buckets: int = Field(
-        2**21, ge=1, description="weights that its n-grams of two tokens and more share by a hash"
+        2**21, ge=1, description="coefficients that its n-grams of two tokens and more share by a hash"
     )
     ngram_order: int = Field(3, ge=1, le=8, description="ngrams: tokens of the longest n-gram")
     ngram_buckets: int = Field(

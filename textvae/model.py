@@ -194,11 +194,10 @@ class TextVAE(nn.Module):
             return read
         assert lengths is not None
         if self.training and isinstance(self.encoder, NgramEncoder):
-            # The sentiment is left to the ratios: vectors that it trains, too, know reviews by heart.
+            # Vectors that the sentiment trains come to know its reviews by heart; the feature knows better.
             unmoved = read.told.detach().requires_grad_()
             read = read._replace(told=unmoved, inputs=unmoved)
-        told = self.naive_bayes(tokens, lengths)  # (batch, 1)
-        known = told.detach()  # a decoder that trained them would have other uses for the weights
+        known = told = self.naive_bayes(tokens, lengths)  # (batch, 1)
         if self.training and self.naive_bayes.dropout:
             told = self.naive_bayes(tokens, lengths, dropout=self.naive_bayes.dropout)
 

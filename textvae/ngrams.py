@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -56,13 +61,12 @@ class Ngrams:
         tokens: Tensor,
         lengths: Tensor,
         *,
-        weights: Tensor | None = None,
         dropout: float = 0.0,
     ) -> Tensor:
         """Rows of table (rows, width) of each review's n-grams, summed, over the root of their number.
 
-        (batch, width). `weights` (rows,) multiply the rows; `dropout` is the share of n-grams that a draw
-        leaves out, for which the others then stand in.
+        (batch, width). `dropout` is the share of n-grams that a draw leaves out, for which the others then
+        stand in.
         """
         grams, real = self.of(tokens, lengths)
         root = real.sum(dim=1).sqrt()[:, None]
@@ -72,47 +76,67 @@ class Ngrams:
             root = root * (1.0 - dropout)
         rows = grams[real]
         offsets = F.pad(real.sum(dim=1).cumsum(dim=0)[:-1], (1, 0))
-        weighed = None if weights is None else weights[rows]
-        return F.embedding_bag(rows, table, offsets, mode="sum", per_sample_weights=weighed) / root
+        return F.embedding_bag(rows, table, offsets, mode="sum") / root
 
 
 class NaiveBayes(nn.Module):
-    """One feature of a review: its n-grams' naive Bayes log-count ratios, each times a weight, summed.
+    """One feature of a review: the log-odds of a linear classifier of its n-grams, without the intercept.
 
-    NB-SVM (Wang & Manning, "Baselines and Bigrams", ACL 2012): a linear classifier of n-grams that learns how
-    far to trust each one's ratio overfits less than one that learns a coefficient for each. All weights begin
-    as 0. The ratios are no parameters: `fit` takes them from counts of labelled reviews, once.
+    NB-SVM (Wang & Manning, "Baselines and Bigrams", ACL 2012), with a logistic regression for the SVM: each
+    n-gram is scaled by its naive Bayes log-count ratio, so that a ridge penalty holds what is rare and what
+    says little closer to 0. `fit` finds the coefficients before training, which leaves them as they are.
     """
 
     SMOOTHING = 1.0  # added to each count, as in the paper
+    C = 20.0  # what a review's loss weighs against the ridge penalty
 
-    ratios: Tensor
+    coefficients: Tensor
 
     def __init__(self, vocabulary_size: int, *, order: int, buckets: int, dropout: float):
         super().__init__()
         self.ngrams = Ngrams(vocabulary_size, order, buckets)
         self.dropout = dropout
-        self.weights = nn.Embedding.from_pretrained(torch.zeros(self.ngrams.rows, 1), freeze=False)
-        self.register_buffer("ratios", torch.zeros(self.ngrams.rows))
+        self.register_buffer("coefficients", torch.zeros(self.ngrams.rows))
 
     def forward(self, tokens: Tensor, lengths: Tensor, dropout: float = 0.0) -> Tensor:
         """(batch, 1) of tokens (batch, length), padded behind lengths (batch,)."""
-        weights, table = self.ratios, self.weights.weight
-        return self.ngrams.summed(table, tokens, lengths, weights=weights, dropout=dropout)
+        return self.ngrams.summed(self.coefficients[:, None], tokens, lengths, dropout=dropout)
 
-    def counts(self, tokens: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
-        """The reviews of label 0 and of label 1 that have each n-gram: (2, rows), int64."""
-        grams, real = self.ngrams.of(tokens, lengths)
-        rows = self.ngrams.rows
-        keyed = grams + labels[:, None] * rows  # n-grams of positive reviews behind those of negative ones
-        review = torch.arange(len(tokens), device=tokens.device)[:, None]
-        # An n-gram counts once a review, however often it stands there.
-        once = torch.unique((keyed + review * 2 * rows)[real & (labels >= 0)[:, None]])
-        return torch.bincount(once % (2 * rows), minlength=2 * rows).view(2, rows)
+    def fit(self, batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
+        """Find the coefficients from tokens, lengths and labels of batches; reviews of label -1 are left out.
 
-    @torch.no_grad()
-    def fit(self, counts: Tensor) -> None:
-        """Take log(p / |p|) - log(q / |q|) as ratios, p and q the smoothed `counts` of label 1 and 0."""
-        smoothed = counts.double() + self.SMOOTHING
-        negative, positive = (smoothed / smoothed.sum(dim=1, keepdim=True)).log()
-        self.ratios.copy_(positive - negative)
+        Raises ValueError if there are not reviews of both labels.
+        """
+        from scipy import sparse
+        from sklearn.linear_model import LogisticRegression
+
+        rows, counts, labels = [], [], []
+        for tokens, lengths, signs in batches:
+            grams, real = self.ngrams.of(tokens, lengths)
+            for review in (signs >= 0).nonzero()[:, 0].tolist():
+                rows.append(grams[review][real[review]].numpy().astype(np.int32))
+                counts.append(len(rows[-1]))
+                labels.append(int(signs[review]))
+        label = np.array(labels)
+        if len(set(labels)) < 2:
+            raise ValueError("model.naive_bayes_order needs training reviews of both labels")
+        ends, values = np.cumsum([0, *counts]), np.ones(sum(counts), dtype=np.float32)
+        found = sparse.csr_matrix((values, np.concatenate(rows), ends), shape=(len(labels), self.ngrams.rows))
+        found.sum_duplicates()
+        ratios = _ratios(found, label, self.SMOOTHING)
+        scaled = sparse.diags(1 / np.sqrt(counts)) @ found @ sparse.diags(ratios)
+        fitted = LogisticRegression(C=self.C, solver="liblinear", random_state=0).fit(scaled.tocsr(), label)
+        self.coefficients.copy_(torch.from_numpy(fitted.coef_[0] * ratios))
+
+
+def _ratios(found: Any, labels: NDArray[np.int64], smoothing: float) -> NDArray[np.float64]:
+    """Of each column the log of the share of the ones of label 1 that are in it, over that of label 0's.
+
+    `found` (reviews, columns) counts; what counts here is whether a review has it at all.
+    """
+    has = found.copy()
+    has.data[:] = 1
+    positive, negative = (
+        np.asarray(has[labels == label].sum(axis=0))[0].astype(np.float64) + smoothing for label in (1, 0)
+    )
+    return np.log(positive / positive.sum()) - np.log(negative / negative.sum())

@@ -48,15 +48,18 @@ class Ranks:
             return text
         content = torch.tensor(list(text.encode()), dtype=torch.uint8)
         size = torch.tensor(len(content), dtype=torch.int64, device=self.device)
-        self._from_first(size)
+        self.from_first(size)
         if self.rank == 0:
             content = content.to(self.device)
         else:
             content = torch.empty(int(size.item()), dtype=torch.uint8, device=self.device)
-        self._from_first(content)
+        self.from_first(content)
         return bytes(content.cpu().tolist()).decode()
 
-    def _from_first(self, tensor: Tensor) -> None:
+    def from_first(self, tensor: Tensor) -> None:
+        """Make the tensor what it is on rank 0, in place."""
+        if self.world_size == 1:
+            return
         source = dist.get_global_rank(self.group, 0) if self.group is not None else 0
         dist.broadcast(tensor, source, group=self.group)
 

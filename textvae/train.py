@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -170,7 +171,10 @@ class _Loop:
             self.position, self.sums = saved.position, saved.sums
             self.seconds = saved.metrics.get("seconds", 0.0)
         else:
-            fit_naive_bayes(self.model, self.train_batches, ranks)
+            try:
+                fit_naive_bayes(self.model, partial(self._batches, corpus, "train", None, alone=True), ranks)
+            except ValueError as error:
+                raise TrainingError(str(error)) from error
         averaging = config.training.averaging
         self.average = Average(self.model, averaging) if averaging is not None else None
         if saved and self.average:
@@ -186,7 +190,8 @@ class _Loop:
             if config.training.precision == "bf16" and not computes_bf16(ranks.device):
                 logger.warning("training.precision bf16: %s has no units for it, fp32 is used", ranks.device)
 
-    def _batches(self, corpus: Corpus, part: str, max_ranks: int | None) -> Batches:
+    def _batches(self, corpus: Corpus, part: str, max_ranks: int | None, alone: bool = False) -> Batches:
+        """This rank's batches of a part of the corpus; `alone`: everybody's."""
         training = part == "train"
         return Batches(
             corpus.train if training else corpus.validation,
@@ -194,8 +199,8 @@ class _Loop:
             framing(self.config),
             batch_size=self.config.training.batch_size,
             seed=self.config.seed,
-            rank=self.ranks.rank,
-            world_size=self.ranks.world_size,
+            rank=0 if alone else self.ranks.rank,
+            world_size=1 if alone else self.ranks.world_size,
             max_ranks=max_ranks,
             shuffle=training,
         )

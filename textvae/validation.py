@@ -1,12 +1,15 @@
-"""What follows an epoch: the latent's norm settled, and the metrics of reviews that were not trained on."""
+"""What surrounds the steps of training: a feature fitted before them, the latent's norm settled after
+an epoch, and the metrics of reviews that were not trained on."""
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from textvae import heap, objective
 from textvae.batches import Batches
@@ -17,6 +20,7 @@ from textvae.ranks import Ranks
 from textvae.sources.permutation import key_of
 
 ENOUGH = 100  # reviews whose means say how means vary
+FITTED = 50_000  # labelled reviews that a naive Bayes feature is fitted to: more would only take memory
 
 
 @contextmanager
@@ -93,14 +97,33 @@ def calibrate(config: Config, model: TextVAE, batches: Batches, ranks: Ranks) ->
     norm.settle(mean.float(), (square - mean.square()).clamp(min=0.0).float())
 
 
-def fit_naive_bayes(model: TextVAE, batches: Batches, ranks: Ranks) -> None:
-    """Before training: give a model that has a naive Bayes feature its ratios, from all ranks' `batches`."""
+def fit_naive_bayes(model: TextVAE, batches: Callable[[], Batches], ranks: Ranks) -> None:
+    """Before training: fit a model's naive Bayes feature, if it has one, to labelled training reviews.
+
+    Rank 0 reads `batches` of all ranks' reviews until it has `FITTED` of them, and tells the others. Raises
+    ValueError, on all ranks, if they do not have both labels.
+    """
     feature = model.naive_bayes
     if feature is None:
         return
-    counts = torch.zeros(2, feature.ngrams.rows, dtype=torch.int64, device=ranks.device)
-    for each in batches.epoch(0):
-        batch = each.to(ranks.device)
-        if len(batch):
-            counts += feature.counts(batch.tokens, batch.lengths, batch.labels)
-    feature.fit(ranks.sum(counts))
+
+    def labelled() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        seen = 0
+        for batch in batches().epoch(0):
+            yield batch.tokens, batch.lengths, batch.labels
+            seen += int((batch.labels >= 0).sum())
+            if seen >= FITTED:
+                return
+
+    def fitted() -> str:
+        apart = copy.deepcopy(feature).cpu()
+        try:
+            apart.fit(labelled())
+        except ValueError as error:
+            return str(error)
+        feature.coefficients.copy_(apart.coefficients)
+        return ""
+
+    if wrong := ranks.text(fitted):
+        raise ValueError(wrong)
+    ranks.from_first(feature.coefficients)

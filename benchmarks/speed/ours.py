@@ -72,7 +72,7 @@ _TINY: dict[str, tuple[str, ...]] = {
         "vocabulary.size=400",
         "model.embedding=32",
         "model.decoder_hidden=32",
-        "model.ngram_buckets=1024",
+        "model.naive_bayes_buckets=1024",
         "training.batch_size=8",
     ),
     "imdb": (

@@ -78,9 +78,13 @@ class Modern(nn.Module):
         nn.init.uniform_(self.embedding.weight, -0.05, 0.05)
         table = vocabulary + (sizes.ngram_buckets if sizes.ngram_order > 1 else 0)
         self.encoder = _Ngrams(table, sizes.encoder_hidden)
-        self.mean = nn.Linear(sizes.encoder_hidden, sizes.latent)
+        width = sizes.encoder_hidden
+        if sizes.naive_bayes_order:
+            self.naive_bayes = _NaiveBayes(vocabulary + sizes.naive_bayes_buckets)
+            width += 1
+        self.mean = nn.Linear(width, sizes.latent)
         learned = sizes.variance == "learned"
-        self.log_var = nn.Linear(sizes.encoder_hidden, sizes.latent) if learned else None
+        self.log_var = nn.Linear(width, sizes.latent) if learned else None
         self.decoder = _Decoder(config, recurrence)
         self.output_bias = nn.Parameter(torch.zeros(vocabulary))
         self.sentiment_output = nn.Linear(sizes.latent, 1)
@@ -112,40 +116,61 @@ class Modern(nn.Module):
 
     def posterior(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, log variance, and the mean that the sentiment is read off: (batch, latent) each."""
-        tokens, lengths = batch.tokens, batch.lengths[:, None]
-        places = torch.arange(tokens.shape[1], device=tokens.device)
-        ids = []
-        for order in range(1, min(self.sizes.ngram_order, tokens.shape[1]) + 1):
-            grams = self.ngrams(tokens, order)
-            ids.append(grams.masked_fill(places[: grams.shape[1]] + order > lengths, PAD))
-        grams = torch.cat(ids, dim=1)  # (batch, n-grams), PAD where there is none
-        scale = (grams != PAD).sum(dim=1, keepdim=True).sqrt()
+        sizes, kept = self.sizes, 1.0 - (self.sizes.ngram_dropout if self.training else 0.0)
+        grams, scale = self.ngrams(batch, sizes.ngram_order, sizes.ngram_buckets)
         features = self.encoder.table(grams) / scale
-        told = features
-        if self.training and self.sizes.ngram_dropout:
-            kept = 1.0 - self.sizes.ngram_dropout
-            grams = grams.masked_fill(torch.rand(grams.shape, device=grams.device) >= kept, PAD)
-            told = self.encoder.table(grams) / (scale * kept)
+        told = features if kept == 1.0 else self.encoder.table(dropped(grams, kept)) / (scale * kept)
+        if sizes.naive_bayes_order:
+            grams, scale = self.ngrams(batch, sizes.naive_bayes_order, sizes.naive_bayes_buckets)
+            odds = self.naive_bayes.coefficients[grams].sum(dim=1, keepdim=True) / scale
+            features = torch.cat((features, odds), dim=1)
+            if kept < 1.0:
+                left = self.naive_bayes.coefficients[dropped(grams, kept)]
+                odds = left.sum(dim=1, keepdim=True) / (scale * kept)
+            told = torch.cat((told.detach(), odds), dim=1)
         mean, told = self.mean(features), self.mean(told)
-        if self.sizes.mean_scale is not None:  # a timed step is one of training: statistics are the batch's
+        if sizes.mean_scale is not None:  # a timed step is one of training: statistics are the batch's
             variance, center = torch.var_mean(mean, dim=0, correction=0)
-            factor = self.sizes.mean_scale / (variance + 1e-5).sqrt()
+            factor = sizes.mean_scale / (variance + 1e-5).sqrt()
             mean, told = (mean - center) * factor, (told - center) * factor
         if self.log_var is not None:
             return mean, self.log_var(features), told
-        assert self.sizes.mean_scale is not None
-        return mean, torch.full_like(mean, math.log(1 - self.sizes.mean_scale**2)), told
+        assert sizes.mean_scale is not None
+        return mean, torch.full_like(mean, math.log(1 - sizes.mean_scale**2)), told
 
-    def ngrams(self, tokens: Tensor, order: int) -> Tensor:
-        """The rows of the table, by the hash of textvae.encoders: (batch, length - order + 1)."""
-        if order == 1:
-            return tokens
-        count = tokens.shape[1] - order + 1
-        key = torch.zeros_like(tokens[:, :count])
-        for offset in range(order):
-            key = (key + tokens[:, offset : offset + count] + offset) * -7046029254386353131
-            key = key ^ (key >> 29)
-        return self.vocabulary + (key & (2**62 - 1)) % self.sizes.ngram_buckets
+    def ngrams(self, batch: Batch, order: int, buckets: int) -> tuple[Tensor, Tensor]:
+        """Rows of the n-grams of up to `order` tokens, PAD where there is none, and the root of their number.
+
+        (batch, n-grams) and (batch, 1), by the hash of textvae.ngrams.
+        """
+        tokens, lengths = batch.tokens, batch.lengths[:, None]
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        found = []
+        for size in range(1, min(order, tokens.shape[1]) + 1):
+            count = tokens.shape[1] - size + 1
+            rows = tokens
+            if size > 1:
+                key = torch.zeros_like(tokens[:, :count])
+                for offset in range(size):
+                    key = (key + tokens[:, offset : offset + count] + offset) * -7046029254386353131
+                    key = key ^ (key >> 29)
+                rows = self.vocabulary + (key & (2**62 - 1)) % buckets
+            found.append(rows.masked_fill(places[:count] + size > lengths, PAD))
+        grams = torch.cat(found, dim=1)
+        return grams, (grams != PAD).sum(dim=1, keepdim=True).sqrt()
+
+
+def dropped(grams: Tensor, kept: float) -> Tensor:
+    """The n-grams with PAD instead of those that a draw leaves out."""
+    return grams.masked_fill(torch.rand(grams.shape, device=grams.device) >= kept, PAD)
+
+
+class _NaiveBayes(nn.Module):
+    coefficients: Tensor
+
+    def __init__(self, rows: int):
+        super().__init__()
+        self.register_buffer("coefficients", torch.zeros(rows))
 
 
 class _Ngrams(nn.Module):

@@ -242,19 +242,21 @@ def foreseeing(folder: Path) -> Config:
     return elbo(folder, model=model, objective=objective, training={"epochs": 2})
 
 
-def test_an_encoder_that_foresees_and_its_ratios_resume_to_the_same_too(folder, tmp_path):
+def test_an_encoder_that_foresees_and_its_coefficients_resume_to_the_same_too(folder, tmp_path):
     config = foreseeing(folder)
     whole = Hooks()
     run(config, folder, tmp_path / "whole", whole)
-    ratios = checkpoint.load(whole.checkpoints[0][0]).model_state["naive_bayes.ratios"]
-    assert ratios.abs().sum() > 0
+    coefficients = checkpoint.load(whole.checkpoints[0][0]).model_state["naive_bayes.coefficients"]
+    assert coefficients.abs().sum() > 0
     for stop_after in (2, STEPS + 1):
         stopped, resumed = Hooks(stop_after=stop_after), Hooks()
         run(config, folder, tmp_path / f"stopped-{stop_after}", stopped)
         at, digest, *_ = stopped.checkpoints[-1]
         run(config, folder, tmp_path / f"resumed-{stop_after}", resumed, resume=at, digest=digest)
         assert same_checkpoint(whole.checkpoints[-1][0], resumed.checkpoints[-1][0])
-    assert torch.equal(checkpoint.load(whole.checkpoints[-1][0]).model_state["naive_bayes.ratios"], ratios)
+    assert torch.equal(
+        checkpoint.load(whole.checkpoints[-1][0]).model_state["naive_bayes.coefficients"], coefficients
+    )
 
 
 def test_an_average_is_what_is_kept_and_does_not_change_the_way_of_training(folder, tmp_path):
