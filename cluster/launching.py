@@ -155,10 +155,16 @@ def names(*, timeout: float = 5.0) -> set[str]:
 
 
 def resources(*, timeout: float = 5.0) -> tuple[dict[str, float], dict[str, float]]:
-    """What the whole cluster has, and what of it is free, by Ray's names (CPU, GPU). Or ClusterError."""
-    return _within(
-        timeout, "asking for resources", lambda: (ray.cluster_resources(), ray.available_resources())
-    )
+    """What the whole cluster has, and what of it is free, by Ray's names (CPU, GPU). Or ClusterError.
+
+    What dead attempts of this driver still hold is given back first, and free a moment later.
+    """
+
+    def ask() -> tuple[dict[str, float], dict[str, float]]:
+        _give_back()
+        return ray.cluster_resources(), ray.available_resources()
+
+    return _within(timeout, "asking for resources", ask)
 
 
 def free_by_node(*, timeout: float = 5.0) -> list[dict[str, float]]:
@@ -276,6 +282,29 @@ def _actors() -> list[dict[str, Any]]:
     from ray._private.state import actors
 
     return [actor for actor in actors().values() if actor["State"] != "DEAD"]
+
+
+def _give_back() -> None:
+    """Remove the placement groups that this driver's actors have made and not survived.
+
+    Ray does so once the driver has ended, too, and a dispatcher does not end. Ray Train has an actor for it
+    that asks the dashboard; but a controller that is killed before that actor is up leaves its group to
+    nobody, and its CPUs would stay taken.
+    """
+    from ray._private.state import state
+    from ray._raylet import ActorID, PlacementGroupID
+    from ray.core.generated import gcs_pb2
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    table: Any = gcs_pb2.__dict__["PlacementGroupTableData"]  # made at run time: no type checker knows it
+    job = ray.get_runtime_context().get_job_id()
+    for raw in state._connect_and_get_accessor().get_placement_group_table():
+        group = table.FromString(raw)
+        gone = group.state == table.PlacementGroupState.REMOVED
+        by_actor = not ActorID(group.creator_actor_id).is_nil()
+        orphan = by_actor and group.creator_actor_dead and not group.is_detached
+        if orphan and not gone and group.creator_job_id.hex() == job:
+            remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
 
 
 def _family(actor: str) -> set[str]:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +65,8 @@ def end_ray(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGTERM)
     _, alive = psutil.wait_procs(family, timeout=3)
     for each in alive:
-        each.kill()
+        with suppress(psutil.NoSuchProcess):  # it ended just now
+            each.kill()
     process.wait(10)
 
 
@@ -153,24 +154,32 @@ def two_nodes() -> Iterator[LocalRay]:
         head, process = start_head(folder, cpus=1)
         started = [process]
         try:
-            port = int(head.address.rpartition(":")[2])
-            deadline = time.monotonic() + 240
-            while True:
-                try:
-                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                    break
-                except OSError:
-                    if process.poll() is not None or time.monotonic() > deadline:
-                        raise RuntimeError((folder / "start.log").read_text()) from None
-                    time.sleep(0.2)
-            arguments = [f"--address={head.address}", "--node-ip-address=127.0.0.1", "--num-cpus=1"]
-            started.append(
-                start_ray(folder, head.environment, [*arguments, "--object-store-memory=150000000"])
-            )
+            await_head(head, process)
+            started.append(start_node(head))
             yield head
         finally:
             for each in reversed(started):
                 end_ray(each)
+
+
+def await_head(head: LocalRay, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a head takes connections: a node that comes before does not wait for long."""
+    port = int(head.address.rpartition(":")[2])
+    deadline = time.monotonic() + 240
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError((head.temp_dir / "start.log").read_text()) from None
+            time.sleep(0.2)
+
+
+def start_node(head: LocalRay) -> subprocess.Popen[bytes]:
+    """One more node of a CPU, on this machine."""
+    arguments = [f"--address={head.address}", "--node-ip-address=127.0.0.1", "--num-cpus=1"]
+    return start_ray(head.temp_dir, head.environment, [*arguments, "--object-store-memory=150000000"])
 
 
 def write_reviews(path: Path, count: int = 160) -> Path:

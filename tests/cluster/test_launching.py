@@ -48,6 +48,13 @@ def with_a_rank(arguments):
     tell(arguments["folder"], rank=ray.get(rank.pid.remote()))
     time.sleep(600)
 
+def with_a_group(arguments):
+    import ray
+    from ray.util.placement_group import placement_group
+    ray.get(placement_group([{"CPU": 1}]).ready())
+    tell(arguments["folder"])
+    time.sleep(600)
+
 def with_an_inbox(arguments):
     def answer(message):
         if message.get("fenced"):
@@ -121,6 +128,24 @@ def test_stop_ends_the_attempt_and_its_ranks(local_ray, work, tmp_path):
     assert launching.state("job-3") == "dead"
     wait_for(lambda: not psutil.pid_exists(mine["pid"]) and not psutil.pid_exists(mine["rank"]), 5)
     launching.stop("job-3")  # one that is gone: nothing happens
+
+
+@pytest.mark.ray
+def test_what_a_killed_attempt_had_reserved_is_given_back(local_ray, work, tmp_path):
+    """Ray Train's own way does not know of an attempt that is killed in its first seconds."""
+    import ray
+
+    total = launching.resources()[0]
+    wait_for(lambda: launching.resources()[1].get("CPU") == total["CPU"])  # earlier ones have gone
+    launching.start(
+        "job-6", work.with_a_group, {"folder": str(tmp_path)}, environment={"PYTHONPATH": str(tmp_path)}
+    )
+    mine = told(tmp_path, "job-6")
+    wait_for(lambda: launching.resources()[1]["CPU"] == total["CPU"] - 1)
+    psutil.Process(mine["pid"]).kill()
+    wait_for(lambda: launching.state("job-6") == "dead")
+    assert ray.available_resources()["CPU"] == total["CPU"] - 1  # Ray waits for the end of the driver
+    wait_for(lambda: launching.resources()[1].get("CPU") == total["CPU"])
 
 
 @pytest.mark.ray

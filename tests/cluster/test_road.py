@@ -118,4 +118,4 @@ def test_a_killed_attempt_is_resumed_and_a_cancelled_one_stops(
         total, free = launching.resources()
         return free.get("CPU") == total["CPU"]
 
-    until(all_free, logs, 30)
+    until(all_free, logs)

@@ -45,7 +45,7 @@ class Attempt:
         lines = path.read_text().splitlines() if path.exists() else []
         return [message for message in map(json.loads, lines) if kind in (None, message["kind"])]
 
-    def await_said(self, kind: str, seconds: float = 90) -> dict[str, Any]:
+    def await_said(self, kind: str, seconds: float = 240) -> dict[str, Any]:
         deadline = time.monotonic() + seconds
         while not (said := self.said(kind)):
             assert time.monotonic() < deadline, self.said()
