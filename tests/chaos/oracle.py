@@ -29,6 +29,9 @@ class Expected:
     seed: int
     epochs: int
     real: bool = False  # trained by textvae.train
+    like: str | None = (
+        None  # a job of the same training that nobody touches; by default one of one rank is run
+    )
     may_be: frozenset[JobState] = frozenset({JobState.SUCCEEDED})
 
 
@@ -107,16 +110,20 @@ def _of_job(
         elif not expected.real and newest[0].step != expected.epochs * STEPS:
             yield f"succeeded after {newest[0].step} steps"
         elif expected.real:
-            yield from _of_weights(store, artifacts, job, newest[0].location, settings)
+            yield from _of_weights(store, artifacts, job, expected, newest[0].location, settings)
 
 
 def _of_weights(
-    store: Store, artifacts: Artifacts, job: Job, location: str, settings: Settings
+    store: Store, artifacts: Artifacts, job: Job, expected: Expected, location: str, settings: Settings
 ) -> Iterable[str]:
     """However often it was killed, a real job ends with the weights of one that nobody touched."""
-    config = from_mapping(store.config(job.id)).training_config().model_dump(mode="json")
-    with tempfile.TemporaryDirectory() as scratch:
-        whole = uninterrupted(config, settings.data, Path(scratch))
+    if expected.like is not None:
+        last = store.checkpoints(expected.like)[0].location
+        whole = fingerprint(artifacts.fetch(last, Path("unused")))
+    else:
+        config = from_mapping(store.config(job.id)).training_config().model_dump(mode="json")
+        with tempfile.TemporaryDirectory() as scratch:
+            whole = uninterrupted(config, settings.data, Path(scratch))
     if fingerprint(artifacts.fetch(location, Path("unused"))) != whole:
         yield f"has in {location} other weights than without interruptions"
 

@@ -1,0 +1,161 @@
+"""A node of a real Ray that is out of reach, killed, and replaced, under a job across two."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from jobs.config import from_mapping
+from jobs.queue import Queue
+from jobs.service import Service
+from jobs.settings import Settings
+from jobs.store import Attempt, Cause, JobState, Store
+
+from ..cluster.conftest import (
+    LocalRay,
+    await_head,
+    end_ray,
+    short_folder,
+    start_head,
+    start_node,
+    write_reviews,
+)
+from .ground import Redis, until
+from .oracle import Expected, problems
+
+pytestmark = pytest.mark.ray
+
+EPOCHS = 40
+# Ray takes a node for dead that has not answered for 5 s, instead of for half a minute.
+_HASTE = {"period_ms": "1000", "timeout_ms": "1000", "failure_threshold": "5"}
+
+
+class Cluster:
+    """A head with one CPU, and nodes of one more that come and go."""
+
+    def __init__(self, folder: Path):
+        self.head: LocalRay
+        self.head, process = start_head(folder, cpus=1)
+        self._started = [process]
+
+    def add_node(self) -> None:
+        await_head(self.head, self._started[0])
+        self._started.append(start_node(self.head))
+
+    def signal_node(self, number: signal.Signals) -> list[psutil.Process]:
+        """Send a signal to every process of the newest node, and return them."""
+        leader = psutil.Process(self._started[-1].pid)
+        everyone = [leader, *leader.children(recursive=True)]
+        for process in everyone:
+            process.send_signal(number)
+        return everyone
+
+    def end(self) -> None:
+        for process in reversed(self._started):
+            end_ray(process)
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    for name, value in _HASTE.items():
+        monkeypatch.setenv(f"RAY_health_check_{name}", value)
+    with short_folder() as folder:
+        cluster = Cluster(folder)
+        try:
+            cluster.add_node()
+            yield cluster
+        finally:
+            cluster.end()
+
+
+@pytest.fixture
+def settings(cluster: Cluster, redis: Redis, tmp_path: Path) -> Iterator[Settings]:
+    """Those of a service on that cluster, with its dispatcher."""
+    home = tmp_path / "home"
+    settings = Settings(
+        home=home,
+        database_url=f"sqlite:///{home / 'textvae.db'}",
+        storage=str(home / "storage"),
+        redis_url=redis.url,
+        ray_address=cluster.head.address,
+    )
+    settings.create_home()
+    environment = cluster.head.environment | {
+        "TEXTVAE_HOME": str(home),
+        "TEXTVAE_REDIS_URL": redis.url,
+        "RAY_ADDRESS": cluster.head.address,
+    }
+    with (tmp_path / "dispatcher.log").open("w") as log:
+        dispatcher = subprocess.Popen(
+            [sys.executable, "-m", "jobs.dispatcher"], env=environment, stdout=log, stderr=log
+        )
+    yield settings
+    dispatcher.send_signal(signal.SIGTERM)
+    dispatcher.wait(30)
+
+
+def test_a_node_that_is_lost_twice_and_replaced(cluster: Cluster, settings: Settings, tmp_path: Path):
+    store, queue = Store(settings.database_url), Queue(settings.redis_url)
+    config: dict[str, Any] = {
+        "name": "nodes",
+        "seed": 7,
+        "resources": {"ranks": 2},
+        "data": {"source": "files", "train": [str(write_reviews(tmp_path / "reviews.parquet"))]},
+        "vocabulary": {"kind": "words", "size": 40, "max_length": 16},
+        "model": {"embedding": 8, "encoder_hidden": 8, "latent": 4, "decoder_hidden": 8},
+        "training": {"epochs": EPOCHS, "batch_size": 20},
+        "retry": {"backoff": 0, "max_infrastructure": 100},
+    }
+    service = Service(store, queue)
+    service.submit(from_mapping(config), id="far")
+
+    def trains(number: int) -> None:
+        """Wait until that attempt, or one that followed it, has a checkpoint."""
+        until(lambda: any(c.attempt >= number for c in store.checkpoints("far")), "a checkpoint", 120, 0.02)
+
+    def lost() -> Attempt:
+        """The newest attempt, once it has ended; its job waits."""
+        until(lambda: store.job("far").state is JobState.QUEUED, "the attempt to end", 60, 0.05)
+        return store.attempts("far")[-1]
+
+    try:
+        trains(1)
+        node = cluster.signal_node(signal.SIGSTOP)
+        first = lost()
+        assert first.cause is Cause.RANK_LOST, first
+        assert store.checkpoints("far")[0].epoch < EPOCHS
+        # Thawed it hears that it was given up, and ends; what its rank says is heard by nobody.
+        for process in node:
+            process.send_signal(signal.SIGCONT)
+        assert psutil.wait_procs(node, timeout=60)[1] == []
+        assert store.attempts("far") == [first]
+
+        cluster.add_node()
+        trains(first.number + 1)
+        cluster.signal_node(signal.SIGKILL)
+        second = lost()
+        assert second.cause is Cause.RANK_LOST, second
+        assert second.resumed_from is not None
+
+        cluster.add_node()
+        until(lambda: store.job("far").state.final, "the job to end", 120, 0.05)
+        service.submit(from_mapping(config), id="untouched")
+        until(lambda: store.job("untouched").state.final, "the other job to end", 120, 0.05)
+        served = {version.model: version.version for version in store.served()}
+        jobs = [Expected(id, 7, EPOCHS, real=True, like="untouched") for id in ("far", "untouched")]
+        assert problems(store, settings, jobs, served=served) == []
+        assert len(store.attempts("untouched")) == 1
+    except AssertionError:
+        logs = [tmp_path / "dispatcher.log", *settings.logs.rglob("*.log")]
+        print("\n".join(f"{log}:\n{log.read_text()}" for log in logs))
+        raise
+    finally:
+        queue.close()
+        store.close()
