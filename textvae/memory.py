@@ -39,6 +39,7 @@ def expected_memory(config: Config, ranks: int = 1, device: str = "cpu") -> int:
         encoder += units.get(sizes.encoder, 6) * 2 * sizes.encoder_hidden * sizes.encoder_layers
     elif sizes.latent:
         encoder += 2 * sizes.ngram_order
+    encoder += 2 * sizes.naive_bayes_order
     fed = sizes.latent + (0 if sizes.decoder == "repeat" else sizes.embedding)
     decoder = fed + (units.get(sizes.decoder, 6) * sizes.decoder_layers + 1) * sizes.decoder_hidden
     seed = config.objective.kind == "seed"

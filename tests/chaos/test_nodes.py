@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -30,7 +31,11 @@ from ..cluster.conftest import (
 from .ground import Redis, until
 from .oracle import Expected, problems
 
-pytestmark = pytest.mark.ray
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(os.environ.get("TEXTVAE_CHAOS") != "all", reason="takes minutes: make chaos"),
+]
 
 EPOCHS = 40
 # Ray takes a node for dead that has not answered for 5 s, instead of for half a minute.
