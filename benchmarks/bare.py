@@ -25,7 +25,8 @@ def loop(arguments: dict[str, Any]) -> None:
     """What every rank runs: training until its first step is done."""
     import ray.train
 
-    from textvae.config import Config, parse
+    from textvae.config import Config
+    from textvae.parsing import parse
     from textvae.train import run
 
     context = ray.train.get_context()

@@ -19,7 +19,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from textvae.config import Config, parse, read_yaml
+from textvae.config import Config
+from textvae.parsing import parse, read_yaml
 
 PROMISED_MB = 1500
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -28,7 +28,8 @@ from cluster.ranklog import logging_to
 from textvae import heap
 from textvae.artifacts import ArtifactError, Artifacts
 from textvae.checkpoint import CheckpointError, Position
-from textvae.config import Config, ConfigError, parse
+from textvae.config import Config
+from textvae.parsing import ConfigError, parse
 from textvae.sources import SourceError
 from textvae.train import Progress, Report, TrainingError, run
 

@@ -14,7 +14,8 @@ import textvae
 from jobs.durations import LENGTH, seconds
 from jobs.sweeps.config import Parameter, Sweep
 from jobs.sweeps.space import axes
-from textvae.config import Config, ConfigError, Metric, Section, apply_override, parse, read_yaml
+from textvae.config import Config, Metric
+from textvae.parsing import ConfigError, Section, apply_override, parse, read_yaml
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 

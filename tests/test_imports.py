@@ -127,7 +127,14 @@ def test_list_imports_nothing_that_takes_longer_than_reading_the_jobs(
     assert heavy(names) == []
     slow = {"sqlalchemy", "alembic", "redis", "pydantic", "yaml", "rich", "httpx", "asyncio", "filelock"}
     assert not names & slow
-    assert not names & {"jobs.store.tables", "jobs.config", "jobs.queue", "jobs.service", "textvae.config"}
+    assert not names & {
+        "jobs.store.tables",
+        "jobs.config",
+        "jobs.queue",
+        "jobs.service",
+        "textvae.config",
+        "textvae.parsing",
+    }
 
 
 def test_list_of_a_home_without_a_database_makes_one(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, cast
 
-from textvae.config import METRICS, Config, ConfigError, apply_override, read_yaml, without_service
+from textvae.config import METRICS, Config, without_service
+from textvae.parsing import ConfigError, apply_override, read_yaml
 
 FINISHED, FAILED, USAGE, STOPPED = 0, 1, 2, 130
 _SHOWN = ("loss", "reconstruction", "kl", "sentiment_accuracy", "token_accuracy", "active_units")

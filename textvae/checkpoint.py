@@ -29,7 +29,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from textvae.config import Config, ConfigError, parse
+from textvae.config import Config
+from textvae.parsing import ConfigError, parse
 from textvae.vocabulary import Vocabulary
 
 MODEL = "model.safetensors"

@@ -29,7 +29,8 @@ import psutil
 from cluster import launching, training
 from speed.ours import CONFIGS, Say
 from speed.turns import ratio
-from textvae.config import read_yaml, without_service
+from textvae.config import without_service
+from textvae.parsing import read_yaml
 
 WITHIN = 0.03
 _ROOT = Path(__file__).parent.parent

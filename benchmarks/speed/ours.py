@@ -17,8 +17,9 @@ from torch import Tensor
 from textvae import heap, train
 from textvae.batches import Batch, _pad, framing
 from textvae.checkpoint import Position
-from textvae.config import Config, apply_override, read_yaml, without_service
+from textvae.config import Config, without_service
 from textvae.evaluate import Meter
+from textvae.parsing import apply_override, read_yaml
 from textvae.ranks import Ranks
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"

@@ -18,7 +18,7 @@ from jobs.attempt.work import Work
 from jobs.queue import Queue
 from jobs.settings import Settings
 from jobs.store import Cause, Store
-from textvae.config import ConfigError
+from textvae.parsing import ConfigError
 
 __all__ = ["AttemptLog", "Fit", "FitResult", "Records", "Timings", "Tools", "Work", "main", "real_tools"]
 

@@ -113,7 +113,8 @@ def prepare(name: str, folder: str | None) -> Corpus:
 
 def _data(name: str, folder: str | None) -> tuple[Data, int]:
     """The data section that a name stands for, and the seed of its subsets."""
-    from textvae.config import Data, parse
+    from textvae.config import Data
+    from textvae.parsing import parse
 
     if name in _SOURCES and not Path(name).is_file():
         section: dict[str, Any] = {"source": name}

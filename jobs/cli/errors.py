@@ -56,7 +56,7 @@ class Unreachable(Failure):
 # Errors of the layers below, by module and class, so that translating one imports nothing: a class whose
 # module is not loaded cannot have been raised. Matched along the base classes, first hit wins.
 _EXPECTED: dict[tuple[str, str], int] = {
-    ("textvae.config", "ConfigError"): USAGE,
+    ("textvae.parsing", "ConfigError"): USAGE,
     ("textvae.sources", "SourceError"): USAGE,
     ("textvae.checkpoint", "CheckpointError"): FAILED,
     ("textvae.artifacts", "ArtifactError"): FAILED,

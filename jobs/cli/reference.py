@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from jobs.config import JobConfig
-from textvae.config import sections
+from textvae.parsing import sections
 
 COLUMNS = ("key", "type", "default", "meaning")
 

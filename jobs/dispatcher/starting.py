@@ -27,7 +27,7 @@ from jobs.scheduling import (
 from jobs.scheduling.values import SLACK
 from jobs.settings import Settings
 from jobs.store import Attempt, AttemptState, Cause, Running, Store
-from textvae.config import ConfigError
+from textvae.parsing import ConfigError
 
 logger = logging.getLogger("textvae.dispatcher")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from textvae.config import Section, parse, read_yaml
+from textvae.parsing import Section, parse, read_yaml
 
 
 class Share(Section):
@@ -83,12 +83,12 @@ class Policy(Section):
 
 
 def read_policy(path: Path | None) -> Policy:
-    """The policy in a YAML file; the default one without a file. Raises textvae.config.ConfigError."""
+    """The policy in a YAML file; the default one without a file. Raises textvae.parsing.ConfigError."""
     if path is None or not path.exists():
         return Policy()
     return parse_policy(read_yaml(path), str(path))
 
 
 def parse_policy(mapping: Mapping[str, object], origin: str = "policy") -> Policy:
-    """The policy that a mapping holds. Raises textvae.config.ConfigError, naming key, reason, nearest key."""
+    """The policy that a mapping holds. Raises ConfigError: key, reason, nearest key."""
     return parse(Policy, mapping, origin)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from textvae.config import Section
+from textvae.parsing import Section
 
 MOST = 1000  # children that one sweep may have
 

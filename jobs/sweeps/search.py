@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from jobs.sweeps.space import Axis, Space
-from textvae.config import ConfigError
+from textvae.parsing import ConfigError
 
 if TYPE_CHECKING:
     import optuna

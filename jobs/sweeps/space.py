@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
 
 from jobs.sweeps.config import MOST, Parameter, Sweep
-from textvae.config import ConfigError, keys, sections, set_key
+from textvae.parsing import ConfigError, keys, sections, set_key
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -29,9 +29,8 @@ class Expected:
     seed: int
     epochs: int
     real: bool = False  # trained by textvae.train
-    like: str | None = (
-        None  # a job of the same training that nobody touches; by default one of one rank is run
-    )
+    # A job of the same training that nobody touches; without it one of a single rank is run.
+    like: str | None = None
     may_be: frozenset[JobState] = frozenset({JobState.SUCCEEDED})
 
 

@@ -35,7 +35,7 @@ from jobs.store import Cause, Store
 from jobs.store.opening import utc_now
 from textvae import checkpoint
 from textvae.artifacts import Artifacts
-from textvae.config import ConfigError
+from textvae.parsing import ConfigError
 
 from . import points
 from .launcher import Processes, hold

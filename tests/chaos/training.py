@@ -228,7 +228,8 @@ class _Hooks:
 def _real(order: Mapping[str, Any], scratch: Path, say: Say) -> str:
     import torch
 
-    from textvae.config import Config, parse
+    from textvae.config import Config
+    from textvae.parsing import parse
     from textvae.train import run
 
     torch.set_num_threads(1)
@@ -271,7 +272,8 @@ def uninterrupted(config: Mapping[str, Any], data_folder: Path, scratch: Path) -
     """Train as a real job's config says, without any interruption; see `fingerprint`."""
     import torch
 
-    from textvae.config import Config, parse
+    from textvae.config import Config
+    from textvae.parsing import parse
     from textvae.train import run
 
     hooks, threads = _Keep(), torch.get_num_threads()

@@ -206,7 +206,8 @@ def write_reviews(path: Path, count: int = 160) -> Path:
 @pytest.fixture(scope="session")
 def small_config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     """A config that trains in a second: six epochs of eight steps, with dropout of units and words."""
-    from textvae.config import Config, parse
+    from textvae.config import Config
+    from textvae.parsing import parse
 
     reviews = write_reviews(tmp_path_factory.mktemp("reviews") / "reviews.parquet")
     return parse(

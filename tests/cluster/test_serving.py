@@ -42,8 +42,9 @@ def save(folder: Path, number: int) -> Version:
     import torch
 
     from textvae import checkpoint, vocabulary
-    from textvae.config import Config, parse
+    from textvae.config import Config
     from textvae.model import TextVAE
+    from textvae.parsing import parse
 
     config = parse(
         Config,

@@ -6,8 +6,9 @@ import jsonschema
 import pytest
 
 from jobs.config import JobConfig, Select, from_mapping, load, presets
-from textvae.config import Config, ConfigError
+from textvae.config import Config
 from textvae.config import load as load_training
+from textvae.parsing import ConfigError
 
 PRESETS = sorted(path.stem for path in presets().glob("*.yaml"))
 

@@ -14,7 +14,8 @@ import torch.distributed as dist
 from textvae import train
 from textvae.batches import Batch
 from textvae.checkpoint import Position
-from textvae.config import Config, parse
+from textvae.config import Config
+from textvae.parsing import parse
 from textvae.vocabulary import PAD
 
 

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from textvae import adversarial
 from textvae.batches import Batch
-from textvae.config import Config, parse
+from textvae.config import Config
 from textvae.encoders import NgramEncoder
 from textvae.model import TextVAE
+from textvae.parsing import parse
 from textvae.vocabulary import END, PAD
 
 torch.set_num_threads(1)

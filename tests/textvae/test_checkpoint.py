@@ -10,8 +10,9 @@ import torch
 
 from textvae import checkpoint
 from textvae.checkpoint import CheckpointError, Position, Saved, to_keep
-from textvae.config import Config, parse
+from textvae.config import Config
 from textvae.model import TextVAE
+from textvae.parsing import parse
 from textvae.vocabulary import Vocabulary, build
 
 CONFIG = parse(

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from textvae.config import Config, ConfigError, keys, load, parse
+from textvae.config import Config, load
+from textvae.parsing import ConfigError, keys, parse
 
 
 def problem(mapping: dict) -> str:

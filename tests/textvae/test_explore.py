@@ -8,9 +8,10 @@ import torch
 
 from textvae import vocabulary
 from textvae.batches import Batch, collate, framing
-from textvae.config import Config, parse
+from textvae.config import Config
 from textvae.explore import Explorer, NothingToExplore, draw
 from textvae.model import TextVAE
+from textvae.parsing import parse
 from textvae.predict import CONVINCED, Predictor
 from textvae.sources.reviews import Slice
 

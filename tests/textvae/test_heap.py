@@ -7,7 +7,8 @@ import sys
 PROGRAM = """
 import ctypes, resource, sys
 from textvae import heap
-from textvae.config import Config, parse
+from textvae.config import Config
+from textvae.parsing import parse
 SEED = {"objective": "seed", "model": {"decoder": "repeat"}, "training": {"batch_size": 10}}
 settings = {
     "seed": {**SEED, "vocabulary": {"kind": "words", "size": 1000}},

@@ -9,8 +9,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from textvae.config import Config, parse
+from textvae.config import Config
 from textvae.model import from_keras_weights
+from textvae.parsing import parse
 
 Array = NDArray[np.float64]
 

@@ -11,9 +11,10 @@ from torch import distributed, nn
 
 from textvae import steps
 from textvae.batches import Batch
-from textvae.config import Config, load, parse
+from textvae.config import Config, load
 from textvae.memory import expected_memory, parameter_count
 from textvae.model import TextVAE, frame_length, line
+from textvae.parsing import parse
 from textvae.validation import autocast
 from textvae.vocabulary import END, OOV, PAD, START
 

@@ -12,10 +12,11 @@ from scipy.optimize import minimize
 from sklearn.naive_bayes import MultinomialNB
 
 from textvae.batches import Batch
-from textvae.config import Config, parse
+from textvae.config import Config
 from textvae.encoders import NgramEncoder
 from textvae.model import TextVAE
 from textvae.ngrams import NaiveBayes
+from textvae.parsing import parse
 from textvae.vocabulary import END, PAD
 
 torch.set_num_threads(1)

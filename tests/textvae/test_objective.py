@@ -11,9 +11,10 @@ import torch
 
 from textvae import objective
 from textvae.batches import Batch
-from textvae.config import Config, parse
+from textvae.config import Config
 from textvae.encoders import NgramEncoder
 from textvae.model import TextVAE
+from textvae.parsing import parse
 
 torch.set_num_threads(1)
 

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from textvae import optimizer
-from textvae.config import Config, parse
+from textvae.config import Config
 from textvae.model import TextVAE
+from textvae.parsing import parse
 
 
 def made(encoder: str, layer_decay: float, tied: bool = False, **objective: Any) -> tuple[Config, TextVAE]:

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from textvae import parts
 from textvae.batches import Batch
-from textvae.config import Config, parse
+from textvae.config import Config
 from textvae.model import TextVAE
+from textvae.parsing import parse
 from textvae.vocabulary import END, PAD
 
 torch.set_num_threads(1)

@@ -11,8 +11,9 @@ import torch
 from textvae import checkpoint, vocabulary
 from textvae.batches import Batch, collate, framing
 from textvae.checkpoint import CheckpointError, Position
-from textvae.config import Config, parse
+from textvae.config import Config
 from textvae.model import TextVAE
+from textvae.parsing import parse
 from textvae.predict import BATCH_SIZE, Predictor
 
 torch.set_num_threads(1)

@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 
 from textvae import checkpoint, train, validation
 from textvae.checkpoint import Position
-from textvae.config import METRICS, Config, parse
+from textvae.config import METRICS, Config
+from textvae.parsing import parse
 from textvae.train import Outcome, Progress, Report, TrainingError
 
 from .gloo_ranks import noting

@@ -12,8 +12,9 @@ from pyarrow import parquet
 
 from textvae import validation
 from textvae.batches import Batches, framing
-from textvae.config import Config, parse
+from textvae.config import Config
 from textvae.model import TextVAE
+from textvae.parsing import parse
 from textvae.ranks import Ranks
 from textvae.sources import Corpus, prepare
 from textvae.sources.permutation import key_of

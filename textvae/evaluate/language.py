@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from textvae.config import Config, parse
+from textvae.config import Config
 from textvae.evaluate.likelihood import explain, per_unit, posterior
 from textvae.evaluate.reading import encode
+from textvae.parsing import parse
 from textvae.predict import Predictor
 
 # The judge is small, so that it learns from a few thousand texts in minutes on a CPU.

@@ -18,8 +18,8 @@ from jobs.store import Store
 from textvae import checkpoint, vocabulary
 from textvae.artifacts import Artifacts
 from textvae.checkpoint import Position
-from textvae.config import ConfigError
 from textvae.model import TextVAE
+from textvae.parsing import ConfigError
 
 Script = Callable[["Training"], str]
 

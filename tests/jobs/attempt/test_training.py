@@ -13,7 +13,7 @@ from jobs.settings import Settings
 from jobs.store import AttemptState, Cause, JobState, Store
 from textvae import checkpoint
 from textvae.artifacts import Artifacts
-from textvae.config import ConfigError
+from textvae.parsing import ConfigError
 
 from .conftest import SMALL, Train, Training, log_of, names, reach
 

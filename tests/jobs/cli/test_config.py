@@ -13,7 +13,7 @@ from click.testing import Result
 
 from jobs.cli import reference
 from jobs.config import JobConfig, from_mapping, load
-from textvae.config import keys
+from textvae.parsing import keys
 
 Run = Callable[..., Result]
 

@@ -20,8 +20,9 @@ from jobs.service import Service
 from jobs.settings import Settings
 from jobs.store import Job, NewCheckpoint, NewReport, Store
 from textvae import checkpoint, sources, vocabulary
-from textvae.config import Config, parse
+from textvae.config import Config
 from textvae.model import TextVAE
+from textvae.parsing import parse
 
 Run = Callable[..., Result]
 

@@ -22,8 +22,9 @@ from jobs.settings import Settings
 from jobs.store import Job
 from textvae import checkpoint, sources, vocabulary
 from textvae.batches import Batch, collate, framing
-from textvae.config import METRICS, Config, parse
+from textvae.config import METRICS, Config
 from textvae.model import TextVAE
+from textvae.parsing import parse
 
 Run = Callable[..., Result]
 

@@ -21,7 +21,7 @@ from jobs.store import AttemptState, EventKind, JobState, Store
 from textvae import checkpoint
 from textvae.artifacts import Artifacts
 from textvae.checkpoint import Position
-from textvae.config import ConfigError
+from textvae.parsing import ConfigError
 
 from ..attempt.conftest import QUICK, SMALL, write
 from ..conftest import DATABASES as DATABASES

@@ -13,7 +13,7 @@ from jobs.queue import Queue
 from jobs.service import InvalidRequest, Service
 from jobs.store import AttemptState, Cause, EventKind, Job, JobState, NewReport, Store
 from jobs.sweeps import sweeper
-from textvae.config import ConfigError
+from textvae.parsing import ConfigError
 
 from ..store.conftest import checkpoint
 from .conftest import At, Cluster, end, running

@@ -31,7 +31,7 @@ from jobs.scheduling import (
     parse_policy,
     read_policy,
 )
-from textvae.config import ConfigError
+from textvae.parsing import ConfigError
 
 FOUR = Cluster(4, 0, 4, 0)
 DAY = 86400.0

@@ -10,7 +10,8 @@ import pytest
 from jobs.config import JobConfig, from_mapping, load
 from jobs.sweeps.search import NoSuggestion, Past, checked, choose, planned
 from jobs.sweeps.space import Space
-from textvae.config import ConfigError, without_service
+from textvae.config import without_service
+from textvae.parsing import ConfigError
 
 
 def config(sweep: dict[str, Any], **more: Any) -> JobConfig:

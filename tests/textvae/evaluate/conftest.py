@@ -12,8 +12,9 @@ import torch
 
 from textvae import checkpoint, vocabulary
 from textvae.batches import framing
-from textvae.config import Config, Data, parse
+from textvae.config import Config, Data
 from textvae.evaluate.reading import Texts, encode
+from textvae.parsing import parse
 from textvae.predict import Predictor
 
 torch.set_num_threads(1)

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from textvae.config import METRICS, Config, parse
+from textvae.config import METRICS, Config
 from textvae.evaluate import Meter
 from textvae.objective import Losses
+from textvae.parsing import parse
 
 CONFIG = parse(Config, {"model": {"latent": 3}})
 

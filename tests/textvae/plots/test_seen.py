@@ -9,8 +9,9 @@ from torch.distributions import Normal, kl_divergence
 
 from textvae import plots, vocabulary
 from textvae.batches import collate, framing
-from textvae.config import Config, parse
+from textvae.config import Config
 from textvae.model import TextVAE
+from textvae.parsing import parse
 from textvae.predict import Predictor
 from textvae.sources.reviews import Slice
 
