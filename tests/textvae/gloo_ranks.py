@@ -1,4 +1,4 @@
-"""One of several ranks that train together over gloo: started by test_train.py, once for each rank."""
+"""One of several ranks that train together over gloo: started by test_train_ranks.py, once for each rank."""
 
 from __future__ import annotations
 
