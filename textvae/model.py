@@ -204,9 +204,11 @@ class TextVAE(nn.Module):
         def beside(features: Tensor, feature: Tensor) -> Tensor:
             return torch.cat((features, feature.to(features.dtype)), dim=-1)
 
+        features = beside(read.features, known)
+        same = read.told is read.features and told is known
         return read._replace(
-            features=beside(read.features, known),
-            told=beside(read.told, told),
+            features=features,
+            told=features if same else beside(read.told, told),
             onward=lambda inputs: beside(read.onward(inputs), told),
         )
 

@@ -331,5 +331,6 @@ def _end(head: subprocess.Popen[bytes]) -> None:
     head.terminate()
     _, alive = psutil.wait_procs(family, timeout=3)
     for each in alive:
-        each.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended just now
+            each.kill()
     head.wait()

@@ -51,7 +51,11 @@ def with_a_rank(arguments):
 def with_a_group(arguments):
     import ray
     from ray.util.placement_group import placement_group
-    ray.get(placement_group([{"CPU": 1}]).ready())
+    class Controller:  # as Ray Train has one
+        def reserve(self):
+            ray.get(placement_group([{"CPU": 1}], name="reserved").ready())
+    controller = ray.remote(Controller).options(num_cpus=0).remote()
+    ray.get(controller.reserve.remote())
     tell(arguments["folder"])
     time.sleep(600)
 
@@ -81,6 +85,14 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "attempt_work", raising=False)
     return importlib.import_module("attempt_work")
+
+
+def cmdline(process: psutil.Process) -> list[str]:
+    """None of a process that has gone."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
 
 
 def told(folder: Path, name: str) -> dict[str, Any]:
@@ -133,7 +145,12 @@ def test_stop_ends_the_attempt_and_its_ranks(local_ray, work, tmp_path):
 @pytest.mark.ray
 def test_what_a_killed_attempt_had_reserved_is_given_back(local_ray, work, tmp_path):
     """Ray Train's own way does not know of an attempt that is killed in its first seconds."""
-    import ray
+    from ray.util import placement_group_table
+
+    def reserved() -> str:
+        """The state of the attempt's placement group."""
+        (group,) = (each for each in placement_group_table().values() if each["name"] == "reserved")
+        return str(group["state"])
 
     total = launching.resources()[0]
     wait_for(lambda: launching.resources()[1].get("CPU") == total["CPU"])  # earlier ones have gone
@@ -141,11 +158,14 @@ def test_what_a_killed_attempt_had_reserved_is_given_back(local_ray, work, tmp_p
         "job-6", work.with_a_group, {"folder": str(tmp_path)}, environment={"PYTHONPATH": str(tmp_path)}
     )
     mine = told(tmp_path, "job-6")
-    wait_for(lambda: launching.resources()[1]["CPU"] == total["CPU"] - 1)
+    family = psutil.Process(mine["pid"]).parent().children()
+    (controller,) = (each for each in family if "Controller" in " ".join(cmdline(each)))
+    wait_for(lambda: launching.resources()[1].get("CPU") == total["CPU"] - 1)
+    assert reserved() == "CREATED"
     psutil.Process(mine["pid"]).kill()
-    wait_for(lambda: launching.state("job-6") == "dead")
-    assert ray.available_resources()["CPU"] == total["CPU"] - 1  # Ray waits for the end of the driver
+    assert psutil.wait_procs([controller], timeout=30)[1] == []
     wait_for(lambda: launching.resources()[1].get("CPU") == total["CPU"])
+    assert reserved() == "REMOVED"
 
 
 @pytest.mark.ray
