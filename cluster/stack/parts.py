@@ -24,9 +24,9 @@ PARTS: tuple[str, ...] = ("redis", "ray", "serve", "dispatcher")
 
 LOOPBACK = "127.0.0.1"
 
-# Ray's sockets must fit 107 bytes; below the temporary folder come
-# "/session_2026-01-31_23-59-59_999999_4194304/sockets/plasma_store", 64 bytes.
-_LONGEST_TEMPORARY = 107 - 64
+# Ray's sockets must fit 107 bytes; its dashboard waits for ever, and all else for it, if one of its does not.
+_LONGEST_SOCKET = "/session_2026-01-31_23-59-59_999999_4194304/sockets/dash_TaskEventsHead"
+_LONGEST_TEMPORARY = 107 - len(_LONGEST_SOCKET)
 
 # Without this, 127.0.0.1 means the machine's outer address to Ray: `ray start` listens on all interfaces, and
 # a driver, if it was not there before ray was imported, looks for the head where it is not. (Its name tells
@@ -136,8 +136,10 @@ def ray_temporary(paths: Paths) -> Path:
         key = sha256(os.fsencode(paths.home.resolve())).hexdigest()[:8]
         folder = Path(tempfile.gettempdir()) / f"textvae-{os.getuid()}-{key}"
     if len(os.fsencode(folder)) > _LONGEST_TEMPORARY:
+        room = _LONGEST_TEMPORARY - len(folder.name) - 1
         raise StackError(
-            f"ray: {folder} is too long for Ray's sockets; set TMPDIR to a folder of at most 20 characters"
+            f"ray: {folder} is too long for Ray's sockets; "
+            f"set TMPDIR to a folder of at most {room} characters"
         )
     try:
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -197,6 +198,35 @@ def test_a_full_disk_where_ray_would_be_is_named(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(Path, "mkdir", full)
     with pytest.raises(stack.StackError, match=r"^ray: /\S+ cannot be made: No space left on device$"):
         parts.ray_temporary(paths)
+
+
+def test_all_sockets_of_ray_fit_below_the_longest_folder_that_it_is_given() -> None:
+    from ray.dashboard.subprocesses.module import SubprocessModule
+    from ray.dashboard.utils import get_all_modules
+
+    modules = get_all_modules(SubprocessModule)
+    sockets = ["plasma_store", "raylet", *(f"dash_{each.__name__}" for each in modules)]
+    longest = max(len(name) for name in sockets)
+    assert len(parts._LONGEST_SOCKET.rpartition("/")[2]) == longest
+    assert parts._LONGEST_TEMPORARY + len(parts._LONGEST_SOCKET) == 107
+
+
+@pytest.mark.parametrize("over", [0, 1])
+def test_a_home_too_deep_for_the_sockets_has_them_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, over: int
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as short:
+        monkeypatch.setattr(tempfile, "tempdir", short)
+        room = parts._LONGEST_TEMPORARY + over - len("/run/ray")
+        paths = Paths(Path(short) / ("x" * (room - len(short) - 1)))
+        paths.make()
+        folder = parts.ray_temporary(paths)
+        assert len(str(folder)) <= parts._LONGEST_TEMPORARY
+        assert (folder == paths.run / "ray") == (not over)
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("y" * 40)))
+        if over:
+            with pytest.raises(stack.StackError, match=r"set TMPDIR to a folder of at most \d+ characters$"):
+                parts.ray_temporary(paths)
 
 
 @pytest.fixture(scope="module")
