@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import re
 import signal
@@ -353,16 +354,20 @@ def test_a_new_version_rolls_in_without_a_failed_request(
     port = int(running.serve_url.rsplit(":", 1)[1])
     serving.apply(first, http_port=port, **where)
     serving.wait(first, serve_url=running.serve_url, timeout=60, **where)
-    seen: list[tuple[int, int]] = []
-    enough, stop = threading.Event(), threading.Event()
+    seen: list[tuple[float, int, int]] = []  # asked at, status, version
+    moment = math.inf
+    enough, late, stop = threading.Event(), threading.Event(), threading.Event()
 
     def hammer() -> None:
         with httpx.Client(base_url=running.serve_url, trust_env=False) as http:
             while not stop.is_set():
+                asked = time.monotonic()
                 answer = http.post("/v1/sentiment", json={"texts": TEXTS})
-                seen.append((answer.status_code, answer.json().get("version", 0)))
+                seen.append((asked, answer.status_code, answer.json().get("version", 0)))
                 if len(seen) >= 50:
                     enough.set()
+                if asked > moment:
+                    late.set()
 
     threads = [threading.Thread(target=hammer) for _ in range(4)]
     for thread in threads:
@@ -370,16 +375,15 @@ def test_a_new_version_rolls_in_without_a_failed_request(
     assert enough.wait(30)
     serving.apply(second, http_port=port, **where)
     serving.wait(second, serve_url=running.serve_url, timeout=60, **where)
-    after = len(seen)
+    moment = time.monotonic()
     assert [model["version"] for model in serving.current(serve_url=running.serve_url).values()] == [2]
-    enough.clear()
-    stop.wait(0.5)
+    assert late.wait(30)
     stop.set()
     for thread in threads:
         thread.join(timeout=30)
-    assert {status for status, _ in seen} == {200}
-    assert {version for _, version in seen[:40]} == {1}
-    assert {version for _, version in seen[after + len(threads) :]} == {2}
+    assert {status for _, status, _ in seen} == {200}
+    assert {version for _, _, version in seen[:40]} == {1}
+    assert {version for asked, _, version in seen if asked > moment} == {2}
 
     bad = {"film": versions[0].desired() | {"version": 3, "digest": "0" * 64}}
     serving.apply(bad, http_port=port, **where)
