@@ -57,8 +57,14 @@ class TextVAE(nn.Module):
         width = self.encoder.width if self.encoder else 0
         self.naive_bayes: NaiveBayes | None = None
         if self.encoder and sizes.naive_bayes_order:
-            widths = {"order": sizes.naive_bayes_order, "buckets": sizes.naive_bayes_buckets}
-            self.naive_bayes = NaiveBayes(self.vocabulary_size, **widths, dropout=sizes.ngram_dropout)
+            self.naive_bayes = NaiveBayes(
+                self.vocabulary_size,
+                order=sizes.naive_bayes_order,
+                buckets=sizes.naive_bayes_buckets,
+                dropout=sizes.ngram_dropout,
+                # The sentiment does not weigh it against an n-gram encoder's features: see `_read`.
+                folds=0 if sizes.encoder == "ngrams" else 4,
+            )
             width += 1
         self.dense = nn.Linear(width, sizes.dense) if self.encoder and sizes.dense else None
         self.mean = nn.Linear(sizes.dense or width, sizes.latent) if self.encoder else None

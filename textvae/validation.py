@@ -121,9 +121,10 @@ def fit_naive_bayes(model: TextVAE, batches: Callable[[], Batches], ranks: Ranks
             apart.fit(labelled())
         except ValueError as error:
             return str(error)
-        feature.coefficients.copy_(apart.coefficients)
+        feature.load_state_dict(apart.state_dict())
         return ""
 
     if wrong := ranks.text(fitted):
         raise ValueError(wrong)
-    ranks.from_first(feature.coefficients)
+    for buffer in feature.buffers():
+        ranks.from_first(buffer)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 from sklearn.naive_bayes import MultinomialNB
+from torch.nn import functional as F
 
 from textvae.batches import Batch
 from textvae.config import Config
@@ -79,6 +80,43 @@ def test_the_feature_is_the_sum_of_the_coefficients_over_the_root_of_their_numbe
         assert float(got[row, 0]) == pytest.approx(sum(terms) / math.sqrt(len(terms)), rel=1e-5)
 
 
+def test_training_hears_of_a_review_what_is_known_without_the_reviews_of_its_fold() -> None:
+    of = NaiveBayes(10, order=2, buckets=40, dropout=0.0, folds=3)
+    tokens, lengths, labels = many()
+    of.fit([(tokens, lengths, labels)])
+    whole = NaiveBayes(10, order=2, buckets=40, dropout=0.0)
+    whole.fit([(tokens, lengths, labels)])
+    torch.testing.assert_close(of.eval()(tokens, lengths), whole(tokens, lengths))
+    told = of.train()(tokens, lengths)
+    folds = tokens.sum(dim=1) % 3
+    assert len(set(folds.tolist())) == 3
+    for fold in range(3):
+        mine = folds == fold
+        others = NaiveBayes(10, order=2, buckets=40, dropout=0.0)
+        others.fit([(tokens[~mine], lengths[~mine], labels[~mine])])
+        expected = others(tokens[mine], lengths[mine])
+        torch.testing.assert_close(told[mine], expected, rtol=2e-3, atol=1e-2)  # of half precision
+    padded = F.pad(tokens, (0, 5), value=PAD)
+    torch.testing.assert_close(of(padded, lengths), told)
+
+
+def test_a_fold_without_which_one_label_is_left_tells_nothing() -> None:
+    of = NaiveBayes(10, order=1, buckets=1, dropout=0.0, folds=2)
+    tokens, lengths = torch.tensor([[4, END], [5, END], [6, END]]), torch.tensor([2, 2, 2])
+    assert (tokens.sum(dim=1) % 2).tolist() == [1, 0, 1]
+    of.fit([(tokens, lengths, torch.tensor([1, 0, 1]))])
+    assert of.coefficients.any() and not of.held_out.any()
+
+
+def test_dropped_ngrams_leave_the_held_out_feature_what_it_is_on_average() -> None:
+    of = NaiveBayes(10, order=2, buckets=40, dropout=0.5, folds=2)
+    tokens, lengths, labels = many()
+    of.fit([(tokens, lengths, labels)])
+    torch.manual_seed(0)
+    mean = torch.stack([of(tokens, lengths, dropout=0.5) for _ in range(2000)]).mean(dim=0)
+    torch.testing.assert_close(mean, of(tokens, lengths), atol=0.2, rtol=0.05)
+
+
 def test_reviews_of_one_label_alone_are_refused() -> None:
     tokens, lengths, labels = many()
     with pytest.raises(ValueError, match="needs training reviews of both labels"):
@@ -94,9 +132,10 @@ def test_the_model_reads_it_beside_its_encoder_and_drops_ngrams_for_the_sentimen
     }
     model, (tokens, lengths, labels) = TextVAE(parse(Config, mapping)), reviews()
     assert model.naive_bayes is not None and model.mean is not None and model.mean.in_features == 2 * 3 + 1
-    before = model.encode(tokens, lengths)[0]
+    before = model.eval().encode(tokens, lengths)[0]
     model.naive_bayes.fit([(tokens, lengths, labels)])
     feature = model.naive_bayes(tokens, lengths)
+    assert feature.any()
     after = model.encode(tokens, lengths)[0]
     torch.testing.assert_close(after - before, feature @ model.mean.weight[:, -1:].T)
     told = [model.train().posterior(tokens, lengths).told for _ in range(2)]

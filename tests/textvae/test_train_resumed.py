@@ -101,8 +101,9 @@ def test_an_encoder_that_foresees_and_its_coefficients_resume_to_the_same_too(fo
     config = foreseeing(folder)
     whole = Hooks()
     run(config, folder, tmp_path / "whole", whole)
-    coefficients = checkpoint.load(whole.checkpoints[0][0]).model_state["naive_bayes.coefficients"]
-    assert coefficients.abs().sum() > 0
+    first = checkpoint.load(whole.checkpoints[0][0]).model_state
+    coefficients, held_out = first["naive_bayes.coefficients"], first["naive_bayes.held_out"]
+    assert coefficients.abs().sum() > 0 and held_out.abs().sum() > 0
     for stop_after in (2, STEPS + 1):
         stopped, resumed = Hooks(stop_after=stop_after), Hooks()
         run(config, folder, tmp_path / f"stopped-{stop_after}", stopped)
