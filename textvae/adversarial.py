@@ -19,22 +19,25 @@ from textvae.encoders import Read
 
 def loss(
     read: Read,
-    log_odds: Callable[[Tensor], Tensor],
+    alone: Callable[[Tensor], Tensor],
+    together: Callable[[Tensor], Tensor],
     lengths: Tensor,
     norm: float,
     over_ranks: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """What the worst step of a review's inputs does to its sentiment, in nats: (batch,).
 
-    `log_odds` (batch,) of features (batch, width), each of its own review's alone; `norm` as in `worst_step`,
-    counted in the `spread` of the step's inputs, over whose ranks `over_ranks` sums.
+    Both functions are the log-odds (batch,) of features (batch, width). `alone` gives each of its own
+    review's alone, which the search for the worst step needs; `together` has the same values, but may give
+    them by what all reviews have in common, and is what is trained. `norm` is as in `worst_step`, counted in
+    the `spread` of the step's inputs, over whose ranks `over_ranks` sums.
     """
     real = None
     if read.inputs.dim() > 2:
         real = torch.arange(read.inputs.shape[1], device=lengths.device) < lengths[:, None]  # (batch, length)
-    clean = log_odds(read.told)
+    clean = alone(read.told)
     step = worst_step(clean, read.inputs, spread(read.inputs, real, over_ranks), norm)
-    return divergence(clean, log_odds(read.onward(read.inputs + step)))
+    return divergence(clean, together(read.onward(read.inputs + step)))
 
 
 def spread(

@@ -184,7 +184,9 @@ class TextVAE(nn.Module):
         """Of features (batch, width): the mean (batch, latent) before its norm, and what it is read off."""
         assert self.mean is not None
         h = features if self.dense is None else self.dense(features).relu()  # (batch, dense)
-        return self.mean(h).float(), h
+        # Not in bf16: before their norm means may lie far from 0, next to how little they differ.
+        with torch.autocast(h.device.type, enabled=False):
+            return self.mean(h.float()), h
 
     def raw_means(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """The posterior means before their norm: (batch, latent)."""

@@ -35,12 +35,13 @@ class MeanNorm(nn.Module):
         """The map that norms `means` (reviews, width); `over_ranks` sums a tensor over a step's ranks."""
         if not self.training:
             return self._map(self.mean, self.variance)
-        means = means.float()
+        means = means.double()  # squares of what may lie far from 0
         sums = torch.cat((means.sum(dim=0), means.square().sum(dim=0), means.new_full((1,), len(means))))
         if over_ranks is not None:
             sums = cast(Tensor, _SumOverRanks.apply(sums, over_ranks))
         first, second = (sums[:-1] / sums[-1]).chunk(2)
         variance = (second - first.square()).clamp(min=0.0)
+        first, variance = first.float(), variance.float()
         with torch.no_grad():
             self.mean.lerp_(first, self.MOMENTUM)
             self.variance.lerp_(variance, self.MOMENTUM)

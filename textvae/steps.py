@@ -6,6 +6,7 @@ A batch without reviews (a rank may have none at an epoch's end) gives zeros tha
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -174,14 +175,23 @@ def _adversarial(
     """What the worst small step of a review's inputs does to its sentiment, in nats: (batch,)."""
     settings = model.config.objective
     assert settings.kind == "elbo" and seen.read is not None
-    # A norm by the step's reviews would have each review's sentiment depend on all others' inputs.
-    norm = seen.norm and Affine(seen.norm.center.detach(), seen.norm.factor.detach())
+    # A norm by the step's reviews has each review's sentiment depend on all others' inputs: of no use to find
+    # the worst step. But trained as if it stood still, it would be run after for ever: whatever offset is
+    # learned to mend the sentiment of perturbed reviews, the norm takes away again.
+    still = seen.norm and Affine(seen.norm.center.detach(), seen.norm.factor.detach())
 
-    def log_odds(features: Tensor) -> Tensor:
+    def log_odds(features: Tensor, norm: Affine | None) -> Tensor:
         mean, _ = model.mean_of(features)
         return model.sentiment_logits(norm(mean) if norm else mean)
 
-    return adversarial.loss(seen.read, log_odds, lengths, settings.adversarial_norm, over_ranks)
+    return adversarial.loss(
+        seen.read,
+        partial(log_odds, norm=still),
+        partial(log_odds, norm=seen.norm),
+        lengths,
+        settings.adversarial_norm,
+        over_ranks,
+    )
 
 
 def _charged(

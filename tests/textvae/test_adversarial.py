@@ -137,3 +137,29 @@ def test_it_waits_for_the_pretraining_and_is_not_of_validation(model: dict[str, 
         torch.manual_seed(1)
         found.append((of(batch, pretraining=True).loss, of.eval()(batch).loss))
     assert found[0] == found[1]
+
+
+def test_what_the_norm_of_the_means_takes_away_is_not_trained() -> None:
+    """An offset, a scale: without end they would be learned for perturbed reviews, and never help."""
+    sizes = {"embedding": 8, "encoder_hidden": 6, "latent": 4, "decoder_hidden": 8, "mean_scale": 0.5}
+    vocabulary = {"kind": "words", "size": 13, "max_length": 9}
+    gradients = []
+    for weight in (0.0, 1000.0):
+        objective = {"kind": "elbo", "adversarial_weight": weight, "adversarial_norm": 1.0}
+        torch.manual_seed(0)
+        mapping = {"vocabulary": vocabulary, "model": sizes, "objective": objective}
+        of = TextVAE(parse(Config, mapping), 13)
+        nn.init.normal_(
+            of.embedding.weight, std=2.0
+        )  # so that the norm's epsilon is nothing to the variances
+        tokens = torch.randint(4, 13, (6, 10))
+        batch = Batch(tokens, torch.full((6,), 10), torch.tensor([1, 0, -1, 0, 1, 1]), 6)
+        torch.manual_seed(1)
+        of(batch).loss.backward()
+        assert of.mean is not None and of.mean.weight.grad is not None and of.mean.bias.grad is not None
+        gradients.append((of.mean.weight.grad, of.mean.bias.grad))
+    (weight, bias), (more, moved) = gradients
+    extra = more - weight  # (latent, features)
+    assert extra.norm() > 1.0
+    assert (moved - bias).norm() < 1e-4 * extra.norm()
+    assert (extra * of.mean.weight).sum(dim=1).norm() < 1e-2 * extra.norm()

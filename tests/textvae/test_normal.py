@@ -3,7 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from textvae.config import Config
+from textvae.model import TextVAE
 from textvae.normal import MeanNorm
+from textvae.parsing import parse
 
 torch.set_num_threads(1)
 
@@ -50,3 +53,19 @@ def test_the_means_spread_by_the_scale_and_so_cost_at_least_half_its_square() ->
     assert means.mean(dim=0).abs().max() < 1e-3
     assert means.std(dim=0).tolist() == pytest.approx([0.8] * 5, rel=0.06)
     assert float(0.5 * means.square().sum(dim=1).mean()) == pytest.approx(5 * 0.64 / 2, rel=0.12)
+
+
+def test_means_far_from_zero_are_told_apart_in_half_precision_too() -> None:
+    """In bf16 there would be 4 between a mean of 1,000 and the next."""
+    sizes = {"encoder": "ngrams", "encoder_hidden": 16, "latent": 5, "mean_scale": 0.8, "decoder": "mingru"}
+    sizes |= {"ngram_buckets": 50, "ngram_dropout": 0.0}
+    torch.manual_seed(0)
+    model = TextVAE(parse(Config, {"model": sizes, "vocabulary": {"kind": "words", "size": 30}}))
+    assert model.mean is not None
+    torch.nn.init.constant_(model.mean.bias, -1000.0)
+    tokens, lengths = torch.randint(4, 30, (40, 20)), torch.full((40,), 20)
+    with torch.autocast("cpu", torch.bfloat16):
+        means = model.encode(tokens, lengths)[0]
+    torch.nn.init.zeros_(model.mean.bias)
+    torch.testing.assert_close(means, model.encode(tokens, lengths)[0], atol=0.02, rtol=0.02)
+    assert means.std(dim=0, correction=0).tolist() == pytest.approx([0.8] * 5, rel=0.05)
