@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from textvae.ahead import ahead
 from textvae.config import Config
 from textvae.sources.permutation import key_of, permute
 from textvae.sources.reviews import Reviews
@@ -144,6 +145,9 @@ class Batches:
     max_ranks: how many ranks there may be at most if their number changes during the training; the number of
     steps is the same for any up to that. ValueError if there are fewer reviews than ranks, or if batch_size
     is below world_size; with max_ranks, if there are less than twice as many of either.
+
+    ahead: whether a thread encodes the next window while the batches of this one are used, which pays where
+    a device computes meanwhile.
     """
 
     def __init__(
@@ -158,6 +162,7 @@ class Batches:
         world_size: int = 1,
         max_ranks: int | None = None,
         shuffle: bool = True,
+        ahead: bool = False,
     ):
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is not in range({world_size})")
@@ -179,6 +184,7 @@ class Batches:
         self._rank = rank
         self._world = world_size
         self._shuffle = shuffle
+        self._ahead = ahead
         # The reviews are spread evenly over the steps, rather than the last one being a small rest; there are
         # few enough steps that each has a review for every rank. In a layout of W ranks a step has less than
         # W reviews below the average: with two for each of max_ranks on average, any number finds one each.
@@ -215,7 +221,8 @@ class Batches:
                 f"a step that {layout} ranks laid out has {min(totals)} reviews, too few for {self._world} "
                 f"ranks: resume with {layout} ranks"
             )
-        return self._windows(n, start, layout)
+        windows = self._windows(n, start, layout)
+        return ahead(windows, self._window) if self._ahead else windows
 
     def _windows(self, n: int, start: int, layout: int) -> Iterator[Batch]:
         for first in range(start - start % self._window, self._steps, self._window):

@@ -203,6 +203,7 @@ class _Loop:
             world_size=1 if alone else self.ranks.world_size,
             max_ranks=max_ranks,
             shuffle=training,
+            ahead=self.ranks.device.type != "cpu",
         )
 
     def run(self) -> Outcome:

@@ -190,6 +190,17 @@ def test_skipping_reads_only_the_window_it_lands_in() -> None:
     assert len(batches._reviews.asked) == 500
 
 
+def test_ahead_the_batches_are_the_same() -> None:
+    here, ahead = (_batches(700, batch_size=5, ahead=ahead) for ahead in (False, True))
+    for start in (0, 57):
+        ours, theirs = list(here.epoch(2, start)), list(ahead.epoch(2, start))
+        assert len(ours) == len(theirs) == 140 - start
+        for a, b in zip(ours, theirs, strict=True):
+            assert torch.equal(a.tokens, b.tokens) and torch.equal(a.labels, b.labels) and a.total == b.total
+    with pytest.raises(ValueError, match="by 4, for which it has 2"):  # before it is iterated
+        _batches(9, batch_size=4, world_size=4, ahead=True).epoch(0, 1, 2)
+
+
 def test_a_whole_batch_is_as_large_as_asked() -> None:
     assert {len(batch) for batch in _batches(2000, batch_size=10).epoch(0)} == {10}
     sizes = [len(batch) for batch in _batches(1003, batch_size=10).epoch(0)]
