@@ -17,7 +17,7 @@ from jobs.config import from_mapping
 from jobs.queue import Queue
 from jobs.service import Service
 from jobs.settings import Settings
-from jobs.store import Attempt, Cause, JobState, Store
+from jobs.store import Attempt, AttemptState, Cause, CauseKind, EventKind, JobState, Store
 
 from ..cluster.conftest import (
     LocalRay,
@@ -157,6 +157,66 @@ def test_a_node_that_is_lost_twice_and_replaced(cluster: Cluster, settings: Sett
         jobs = [Expected(id, 7, EPOCHS, real=True, like="untouched") for id in ("far", "untouched")]
         assert problems(store, settings, jobs, served=served) == []
         assert len(store.attempts("untouched")) == 1
+    except AssertionError:
+        logs = [tmp_path / "dispatcher.log", *settings.logs.rglob("*.log")]
+        print("\n".join(f"{log}:\n{log.read_text()}" for log in logs))
+        raise
+    finally:
+        queue.close()
+        store.close()
+
+
+def test_an_elastic_job_shrinks_with_the_cluster_and_grows_with_it(
+    cluster: Cluster, settings: Settings, tmp_path: Path
+):
+    epochs, steps = 8, 113  # of 1,800 reviews, 16 a step
+    store, queue = Store(settings.database_url), Queue(settings.redis_url)
+    settings.scheduling_file.write_text("growing: {patience: 0, uninterrupted: 0}\n")
+    reviews = write_reviews(tmp_path / "reviews.parquet", count=2000)
+    config: dict[str, Any] = {
+        "name": "elastic",
+        "seed": 7,
+        "data": {"source": "files", "train": [str(reviews)]},
+        "vocabulary": {"kind": "words", "size": 40, "max_length": 20},
+        "model": {"embedding": 16, "encoder_hidden": 32, "latent": 4, "decoder_hidden": 32},
+        "training": {"epochs": epochs, "batch_size": 16},
+        "resources": {"ranks": {"min": 1, "max": 2}},
+        "retry": {"backoff": 0},
+    }
+
+    def cpus() -> float:
+        seen = queue.cluster()
+        return float(seen["total_cpus"]) if seen else 0.0
+
+    def attempts() -> list[Attempt]:
+        return store.attempts("elastic")
+
+    try:
+        until(lambda: cpus() == 2, "the dispatcher to see both nodes", 120, 0.05)
+        Service(store, queue).submit(from_mapping(config), id="elastic")
+        until(lambda: store.checkpoints("elastic"), "a checkpoint", 120, 0.02)
+        cluster.signal_node(signal.SIGKILL)
+        until(lambda: len(attempts()) == 2, "the second attempt", 120, 0.05)
+        cluster.add_node()
+        until(lambda: store.job("elastic").state.final, "the job to end", 240, 0.05)
+        told = "\n".join(settings.attempt_log("elastic", each.number).read_text() for each in attempts())
+        assert store.job("elastic").state is JobState.SUCCEEDED, told
+        assert [(each.ranks, each.cpus) for each in attempts()] == [(2, 2), (1, 1), (2, 2)], told
+        first, second, third = attempts()
+        assert first.cause is not None and first.cause.kind is CauseKind.INFRASTRUCTURE
+        assert (second.state, second.cause) == (AttemptState.PREEMPTED, Cause.RESIZED)
+        assert third.state is AttemptState.SUCCEEDED
+        assert (store.job("elastic").errors_used, store.queued()) == (0, [])
+        # Attempt 2 took steps, alone, and attempt 3 went on from the last of them.
+        kept = {each.id: each for each in store.checkpoints("elastic", deleted=True)}
+        assert second.resumed_from is not None and third.resumed_from is not None
+        begin, stopped = kept[second.resumed_from], kept[third.resumed_from]
+        assert (begin.attempt, stopped.attempt) == (1, 2) and stopped.step > begin.step
+        # Each epoch once, each of all its steps: none was skipped, none was taken twice.
+        reports = [(each.epoch, each.step) for each in store.reports("elastic")]
+        assert reports == [(number, steps * number) for number in range(1, epochs + 1)]
+        asked = [e.detail["reason"] for e in store.events("elastic") if e.kind is EventKind.YIELD_REQUESTED]
+        assert asked == ["there is room for 2 ranks"]
     except AssertionError:
         logs = [tmp_path / "dispatcher.log", *settings.logs.rglob("*.log")]
         print("\n".join(f"{log}:\n{log.read_text()}" for log in logs))
