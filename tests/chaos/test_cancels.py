@@ -81,12 +81,13 @@ class Cancelling:
         self.cancel(id)  # in case the retry came last
 
     def cancel(self, id: str) -> None:
-        """Cancel it, and note how long that took by what it was."""
-        state, began = self.store.job(id).state, time.monotonic()
-        self.service.cancel(id, by="ada")
+        """Cancel it, and note how long that took by what the cancel found it to be."""
+        ended, began = self.store.job(id).state.final, time.monotonic()
+        # A queued one is over at once; one that was claimed a moment ago has an attempt to stop.
+        waited = self.service.cancel(id, by="ada").state.final
         until(lambda: self.store.job(id).state.final, f"the cancel of {id}")
-        if not state.final:
-            self.took[state].append(time.monotonic() - began)
+        if not ended:
+            self.took[JobState.QUEUED if waited else JobState.RUNNING].append(time.monotonic() - began)
 
     def _running(self, id: str) -> bool:
         return any(attempt.state is AttemptState.RUNNING for attempt in self.store.attempts(id))
