@@ -82,7 +82,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 
 @pytest.fixture
 def settings(cluster: Cluster, redis: Redis, tmp_path: Path) -> Iterator[Settings]:
-    """Those of a service on that cluster, with its dispatcher."""
+    """Those of a service on that cluster, with its dispatcher; pytest shows the logs of a test that fails."""
     home = tmp_path / "home"
     settings = Settings(
         home=home,
@@ -97,17 +97,29 @@ def settings(cluster: Cluster, redis: Redis, tmp_path: Path) -> Iterator[Setting
         "TEXTVAE_REDIS_URL": redis.url,
         "RAY_ADDRESS": cluster.head.address,
     }
-    with (tmp_path / "dispatcher.log").open("w") as log:
+    with (tmp_path / "dispatcher.log").open("w") as file:
         dispatcher = subprocess.Popen(
-            [sys.executable, "-m", "jobs.dispatcher"], env=environment, stdout=log, stderr=log
+            [sys.executable, "-m", "jobs.dispatcher"], env=environment, stdout=file, stderr=file
         )
     yield settings
     dispatcher.send_signal(signal.SIGTERM)
     dispatcher.wait(30)
+    print("\n".join(f"{log}:\n{log.read_text()}" for log in (Path(file.name), *settings.logs.rglob("*.log"))))
 
 
-def test_a_node_that_is_lost_twice_and_replaced(cluster: Cluster, settings: Settings, tmp_path: Path):
+@pytest.fixture
+def seen(settings: Settings) -> Iterator[tuple[Store, Queue]]:
+    """What a test sees of that service."""
     store, queue = Store(settings.database_url), Queue(settings.redis_url)
+    yield store, queue
+    queue.close()
+    store.close()
+
+
+def test_a_node_that_is_lost_twice_and_replaced(
+    cluster: Cluster, settings: Settings, seen: tuple[Store, Queue], tmp_path: Path
+):
+    store, queue = seen
     config: dict[str, Any] = {
         "name": "nodes",
         "seed": 7,
@@ -130,47 +142,39 @@ def test_a_node_that_is_lost_twice_and_replaced(cluster: Cluster, settings: Sett
         until(lambda: store.job("far").state is JobState.QUEUED, "the attempt to end", 60, 0.05)
         return store.attempts("far")[-1]
 
-    try:
-        trains(1)
-        node = cluster.signal_node(signal.SIGSTOP)
-        first = lost()
-        assert first.cause is Cause.RANK_LOST, first
-        assert store.checkpoints("far")[0].epoch < EPOCHS
-        # Thawed it hears that it was given up, and ends; what its rank says is heard by nobody.
-        for process in node:
-            process.send_signal(signal.SIGCONT)
-        assert psutil.wait_procs(node, timeout=60)[1] == []
-        assert store.attempts("far") == [first]
+    trains(1)
+    node = cluster.signal_node(signal.SIGSTOP)
+    first = lost()
+    assert first.cause is Cause.RANK_LOST, first
+    assert store.checkpoints("far")[0].epoch < EPOCHS
+    # Thawed it hears that it was given up, and ends; what its rank says is heard by nobody.
+    for process in node:
+        process.send_signal(signal.SIGCONT)
+    assert psutil.wait_procs(node, timeout=60)[1] == []
+    assert store.attempts("far") == [first]
 
-        cluster.add_node()
-        trains(first.number + 1)
-        cluster.signal_node(signal.SIGKILL)
-        second = lost()
-        assert second.cause is Cause.RANK_LOST, second
-        assert second.resumed_from is not None
+    cluster.add_node()
+    trains(first.number + 1)
+    cluster.signal_node(signal.SIGKILL)
+    second = lost()
+    assert second.cause is Cause.RANK_LOST, second
+    assert second.resumed_from is not None
 
-        cluster.add_node()
-        until(lambda: store.job("far").state.final, "the job to end", 120, 0.05)
-        service.submit(from_mapping(config), id="untouched")
-        until(lambda: store.job("untouched").state.final, "the other job to end", 120, 0.05)
-        served = {version.model: version.version for version in store.served()}
-        jobs = [Expected(id, 7, EPOCHS, real=True, like="untouched") for id in ("far", "untouched")]
-        assert problems(store, settings, jobs, served=served) == []
-        assert len(store.attempts("untouched")) == 1
-    except AssertionError:
-        logs = [tmp_path / "dispatcher.log", *settings.logs.rglob("*.log")]
-        print("\n".join(f"{log}:\n{log.read_text()}" for log in logs))
-        raise
-    finally:
-        queue.close()
-        store.close()
+    cluster.add_node()
+    until(lambda: store.job("far").state.final, "the job to end", 120, 0.05)
+    service.submit(from_mapping(config), id="untouched")
+    until(lambda: store.job("untouched").state.final, "the other job to end", 120, 0.05)
+    served = {version.model: version.version for version in store.served()}
+    jobs = [Expected(id, 7, EPOCHS, real=True, like="untouched") for id in ("far", "untouched")]
+    assert problems(store, settings, jobs, served=served) == []
+    assert len(store.attempts("untouched")) == 1
 
 
 def test_an_elastic_job_shrinks_with_the_cluster_and_grows_with_it(
-    cluster: Cluster, settings: Settings, tmp_path: Path
+    cluster: Cluster, settings: Settings, seen: tuple[Store, Queue], tmp_path: Path
 ):
     epochs, steps = 8, 113  # of 1,800 reviews, 16 a step
-    store, queue = Store(settings.database_url), Queue(settings.redis_url)
+    store, queue = seen
     settings.scheduling_file.write_text("growing: {patience: 0, uninterrupted: 0}\n")
     reviews = write_reviews(tmp_path / "reviews.parquet", count=2000)
     config: dict[str, Any] = {
@@ -191,36 +195,28 @@ def test_an_elastic_job_shrinks_with_the_cluster_and_grows_with_it(
     def attempts() -> list[Attempt]:
         return store.attempts("elastic")
 
-    try:
-        until(lambda: cpus() == 2, "the dispatcher to see both nodes", 120, 0.05)
-        Service(store, queue).submit(from_mapping(config), id="elastic")
-        until(lambda: store.checkpoints("elastic"), "a checkpoint", 120, 0.02)
-        cluster.signal_node(signal.SIGKILL)
-        until(lambda: len(attempts()) == 2, "the second attempt", 120, 0.05)
-        cluster.add_node()
-        until(lambda: store.job("elastic").state.final, "the job to end", 240, 0.05)
-        told = "\n".join(settings.attempt_log("elastic", each.number).read_text() for each in attempts())
-        assert store.job("elastic").state is JobState.SUCCEEDED, told
-        assert [(each.ranks, each.cpus) for each in attempts()] == [(2, 2), (1, 1), (2, 2)], told
-        first, second, third = attempts()
-        assert first.cause is not None and first.cause.kind is CauseKind.INFRASTRUCTURE
-        assert (second.state, second.cause) == (AttemptState.PREEMPTED, Cause.RESIZED)
-        assert third.state is AttemptState.SUCCEEDED
-        assert (store.job("elastic").errors_used, store.queued()) == (0, [])
-        # Attempt 2 took steps, alone, and attempt 3 went on from the last of them.
-        kept = {each.id: each for each in store.checkpoints("elastic", deleted=True)}
-        assert second.resumed_from is not None and third.resumed_from is not None
-        begin, stopped = kept[second.resumed_from], kept[third.resumed_from]
-        assert (begin.attempt, stopped.attempt) == (1, 2) and stopped.step > begin.step
-        # Each epoch once, each of all its steps: none was skipped, none was taken twice.
-        reports = [(each.epoch, each.step) for each in store.reports("elastic")]
-        assert reports == [(number, steps * number) for number in range(1, epochs + 1)]
-        asked = [e.detail["reason"] for e in store.events("elastic") if e.kind is EventKind.YIELD_REQUESTED]
-        assert asked == ["there is room for 2 ranks"]
-    except AssertionError:
-        logs = [tmp_path / "dispatcher.log", *settings.logs.rglob("*.log")]
-        print("\n".join(f"{log}:\n{log.read_text()}" for log in logs))
-        raise
-    finally:
-        queue.close()
-        store.close()
+    until(lambda: cpus() == 2, "the dispatcher to see both nodes", 120, 0.05)
+    Service(store, queue).submit(from_mapping(config), id="elastic")
+    until(lambda: store.checkpoints("elastic"), "a checkpoint", 120, 0.02)
+    cluster.signal_node(signal.SIGKILL)
+    until(lambda: len(attempts()) == 2, "the second attempt", 120, 0.05)
+    cluster.add_node()
+    until(lambda: store.job("elastic").state.final, "the job to end", 240, 0.05)
+    told = "\n".join(settings.attempt_log("elastic", each.number).read_text() for each in attempts())
+    assert store.job("elastic").state is JobState.SUCCEEDED, told
+    assert [(each.ranks, each.cpus) for each in attempts()] == [(2, 2), (1, 1), (2, 2)], told
+    first, second, third = attempts()
+    assert first.cause is not None and first.cause.kind is CauseKind.INFRASTRUCTURE
+    assert (second.state, second.cause) == (AttemptState.PREEMPTED, Cause.RESIZED)
+    assert third.state is AttemptState.SUCCEEDED
+    assert (store.job("elastic").errors_used, store.queued()) == (0, [])
+    # Attempt 2 took steps, alone, and attempt 3 went on from the last of them.
+    kept = {each.id: each for each in store.checkpoints("elastic", deleted=True)}
+    assert second.resumed_from is not None and third.resumed_from is not None
+    begin, stopped = kept[second.resumed_from], kept[third.resumed_from]
+    assert (begin.attempt, stopped.attempt) == (1, 2) and stopped.step > begin.step
+    # Each epoch once, each of all its steps: none was skipped, none was taken twice.
+    reports = [(each.epoch, each.step) for each in store.reports("elastic")]
+    assert reports == [(number, steps * number) for number in range(1, epochs + 1)]
+    asked = [e.detail["reason"] for e in store.events("elastic") if e.kind is EventKind.YIELD_REQUESTED]
+    assert asked == ["there is room for 2 ranks"]
