@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -116,9 +119,37 @@ def _engine(url: URL) -> Engine:
         # A transaction that begins with a read and then writes can fail at once with "database is locked",
         # whatever the time-out. IMMEDIATE takes the write lock first, and waits for it.
         writes = connection.get_execution_options().get("textvae_writes", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        if writes:
+            _wait_for_turn(connection)
+        else:
+            connection.exec_driver_sql("BEGIN")
 
     return engine
+
+
+def _wait_for_turn(connection: Connection) -> None:
+    """Take SQLite's write lock, in about the order of arrival; OperationalError after `BUSY_SECONDS`.
+
+    SQLite itself asks for its lock ever more rarely, so that of a few busy writers whoever came first waits
+    longest, for seconds. Here one asks the more often the longer one has waited.
+    """
+    raw = connection.connection.dbapi_connection
+    assert raw is not None  # a pool hands out open connections only
+    raw.execute("PRAGMA busy_timeout = 0")
+    try:
+        began = time.monotonic()
+        while (waited := time.monotonic() - began) < BUSY_SECONDS:
+            try:
+                raw.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                    break  # SQLAlchemy is to see it
+            # Drawn, so that two who came together do not ask together for ever.
+            time.sleep(max(0.003, 0.03 / (1 + waited / 0.05)) * random.uniform(0.5, 1.0))
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    finally:
+        raw.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
 
 
 def _revision(engine: Engine) -> str | None:

@@ -80,6 +80,29 @@ def test_writers_wait_for_one_another(store: Store, database_url: str, add_job: 
     other.close()
 
 
+@pytest.mark.sqlite_only
+def test_who_has_waited_long_comes_before_who_comes_now(store: Store):
+    ended, passed = 0, []
+
+    def write() -> None:
+        nonlocal ended
+        for _ in range(60):
+            before = ended
+            with store.writing():
+                passed.append(ended - before)  # by how many, since it asked
+                time.sleep(0.005)
+                ended += 1
+            time.sleep(0.005)
+
+    threads = [threading.Thread(target=write) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    # In order, 8 at most; in an order of luck as SQLite has it, hundreds.
+    assert max(passed) < 100
+
+
 def test_a_reader_sees_one_moment(store: Store, add_job: AddJob):
     add_job("first")
     with store.reading() as connection:
