@@ -150,7 +150,10 @@ def fit(
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise desk.reason(error) from None
+        if not desk.complete:
+            raise desk.reason(error) from None
+        # A head that does not answer cannot take the ranks' places back; they go with this attempt.
+        desk.log(f"Ray could not clear away after training: {_line(_root(error))}")
     finally:
         launching.inbox(None)
     if desk.result is None:
@@ -182,6 +185,16 @@ class _Desk:
             self.refusal = error  # fit raises it when the ranks have gone
             raise
 
+    @property
+    def complete(self) -> bool:
+        """Whether training had ended, and all of it was recorded, whatever Ray says later."""
+        return self.result is not None and self.refusal is None and not self.failures
+
+    def log(self, text: str) -> None:
+        """A line for the attempt's log."""
+        with contextlib.suppress(Exception):  # it must not hide how training ended
+            self.on_message({"kind": "log", "text": text})
+
     def reason(self, error: Any) -> BaseException:
         """Why training failed: what the inbox refused, else the first rank's own error, else how one died."""
         if self.refusal is not None:
@@ -190,10 +203,7 @@ class _Desk:
         primary = [failure for failure in self.failures if not failure["secondary"]]
         if primary:
             first = primary[0]
-            with contextlib.suppress(Exception):  # a log line must not hide the reason
-                self.on_message(
-                    {"kind": "log", "text": f"rank {first['rank']} failed:\n{first['traceback']}"}
-                )
+            self.log(f"rank {first['rank']} failed:\n{first['traceback']}")
             return RankError(
                 f"rank {first['rank']}: {first['error']}",
                 permanent=first["permanent"],

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import ray
+import ray.train
 import torch
 
-from cluster import training
+from cluster import launching, training
 
 
 def test_a_host_without_memory_is_not_the_fault_of_training():
@@ -36,3 +40,47 @@ def test_a_host_without_memory_is_not_the_fault_of_training():
     assert (reason.fault, reason.permanent) == ("out-of-memory", False)
     killed = [ray.exceptions.OutOfMemoryError("task was killed due to the node running low on memory")]
     assert training._fault(killed) == "out-of-memory"
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_training_that_has_ended_is_not_failed_by_what_ray_cannot_clear_away(
+    ended: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """A head that does not answer does not take the ranks' places back, and Ray raises."""
+    said: list[dict[str, Any]] = []
+
+    class Trainer:
+        def __init__(self, *_: Any, **__: Any):
+            pass
+
+        def fit(self) -> None:
+            if ended:
+                end = {"kind": "end", "status": "finished", "position": {"epoch": 2, "step": 20}}
+                assert launching._handler is not None
+                launching._handler(end)
+            raise ray.train.TrainingFailedError("timeout in removing the placement group")
+
+    monkeypatch.setattr("ray.train.torch.TorchTrainer", Trainer)
+    monkeypatch.setattr(launching, "_own_name", "job-1")
+
+    def fit() -> training.FitResult:
+        return training.fit(
+            {},
+            ranks=1,
+            cpus_per_rank=1,
+            gpus_per_rank=0,
+            data_folder=tmp_path,
+            storage=str(tmp_path),
+            prefix="jobs/job/attempt-1",
+            resume=None,
+            ray_storage=str(tmp_path),
+            name="job-1",
+            on_message=lambda message: said.append(message) or {},
+        )
+
+    if ended:
+        assert (fit().status, fit().position.step) == ("finished", 20)
+        assert "removing the placement group" in said[0]["text"]
+    else:
+        with pytest.raises(training.RankError, match="removing the placement group"):
+            fit()
