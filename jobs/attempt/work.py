@@ -206,8 +206,7 @@ class Work:
             self._log.write(f"{told}: stopping with a checkpoint")
             return
         # There is no rank yet that could be asked, and nothing to lose.
-        self._finish(_STOPPED[why], why, self._excuse)
-        self._abandon(f"{_SAID[why]} before training began")
+        self._end(_STOPPED[why], why, self._excuse, said=f"{_SAID[why]} before training began")
 
     def _listen(self) -> None:
         """Give training up that has said nothing for so long that it must hang, whatever it hangs at."""
@@ -215,8 +214,20 @@ class Work:
         if self._started is None or self._clock() - self._heard < limit:
             return
         error = f"its ranks have said nothing for {limit:g} s: they hang"
-        self._finish(AttemptState.FAILED, Cause.RANK_LOST, error)
-        self._abandon(error)
+        self._end(AttemptState.FAILED, Cause.RANK_LOST, error, said=error)
+
+    def _end(self, state: AttemptState, cause: Cause, error: str | None, *, said: str) -> None:
+        """End the attempt from the watching thread: the other one may never come back from training."""
+        if self._ending.is_set():
+            return  # it has come back, and is writing the last record
+        try:
+            self._finish(state, cause, error)
+        except StoreError as failure:
+            # It has ended already, perhaps by this very record, whose answer was lost; or the database is
+            # away, and a dispatcher will find this process gone. The ranks must not be kept for either.
+            self._log.write(str(failure))
+        finally:
+            self._abandon(said)
 
     def _order(self, job: Job) -> Cause | None:
         """Why training has to stop; none if it may go on."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
+
+import pytest
 
 from jobs.attempt import AttemptLog, Timings, Tools, Work
 from jobs.queue import Queue
 from jobs.service import Service
 from jobs.settings import Settings
-from jobs.store import AttemptState, Cause, JobState, StaleAttempt, Store
+from jobs.store import AttemptState, Cause, JobState, StaleAttempt, Store, StoreUnavailable
 
 from .conftest import QUICK, SMALL, Train, Training, log_of, names
 
@@ -113,6 +116,58 @@ def test_training_that_says_nothing_any_more_is_given_up(
     assert (attempt.state, attempt.cause) == (AttemptState.FAILED, Cause.RANK_LOST)
     assert attempt.error is not None and "said nothing for 3600 s" in attempt.error
     assert store.job(job).state is JobState.QUEUED  # at nobody's expense
+
+
+@pytest.mark.parametrize("began", [True, False])
+@pytest.mark.parametrize("met", ["a lost answer", "another end", "no database"])
+def test_an_attempt_that_gives_its_ranks_up_ends_its_process_whatever_its_record_meets(
+    submit: Callable[..., str],
+    training: Training,
+    store: Store,
+    settings: Settings,
+    tools: Tools,
+    left: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+    began: bool,
+    met: str,
+):
+    """Ranks that hang, or have not begun when a cancel comes, would else be kept for ever."""
+    job, clock, finish = submit("first"), [0.0], store.finish_attempt
+    tries: list[int] = []
+    store.open_attempt(job, 1, by="test")
+
+    def meets(*arguments: Any, **given: Any) -> Any:
+        tries.append(1)
+        if met == "no database":
+            clock[0] += QUICK.patience
+            raise StoreUnavailable("the database does not answer")
+        if len(tries) > 1:
+            return finish(*arguments, **given)
+        if met == "another end":
+            finish(job, 1, AttemptState.LOST, by="dispatcher")
+            return finish(*arguments, **given)
+        finish(*arguments, **given)
+        raise StoreUnavailable("the connection broke before the answer came")
+
+    def hangs(training: Training) -> str:
+        if began:
+            training.progress(1)
+            clock[0] += settings.stall_timeout
+        else:
+            store.request_cancel(job, "ada")
+        assert left.wait(10)  # the ranks would be gone by now
+        raise RuntimeError("killed")
+
+    training.script = hangs
+    monkeypatch.setattr(store, "finish_attempt", meets)
+    with AttemptLog(settings.attempt_log(job, 1)) as log:
+        work = Work(store, Queue(None), settings, job, 1, log, tools, timings=QUICK, clock=lambda: clock[0])
+        work.run()
+    (attempt,) = store.attempts(job)
+    ours = (AttemptState.FAILED, Cause.RANK_LOST) if began else (AttemptState.CANCELLED, Cause.CANCELLED)
+    now = AttemptState.RUNNING if began else AttemptState.STARTING  # for a dispatcher to end
+    recorded = {"a lost answer": ours, "another end": (AttemptState.LOST, None), "no database": (now, None)}
+    assert (attempt.state, attempt.cause) == recorded[met]
 
 
 def test_a_stale_attempt_ends_its_process_and_changes_nothing(
