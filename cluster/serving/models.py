@@ -61,6 +61,7 @@ class Models:
     def __init__(self, load: Callable[[Wanted], Loaded] | None = None) -> None:
         self._load = load or read
         self._served: Mapping[str, Loaded] = {}
+        self._desired: tuple[Sequence[Wanted], str | None] = (), None  # versions, and the default's name
         self.default: str | None = None
         self.problems: Mapping[str, tuple[Wanted, str]] = {}
         self._change = asyncio.Lock()
@@ -79,13 +80,18 @@ class Models:
         A version that cannot be loaded is told in `problems` and tried again later; an earlier version of
         its name stays. Raising instead would make Serve restart the replica and drop what works.
         """
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
+        self._desired = [Wanted(name, **version) for name, version in desired.items()], default
+        await self._update()
+
+    async def _update(self) -> None:
         async with self._change:
-            await self._serve([Wanted(name, **version) for name, version in desired.items()], default)
-        if self.problems:
-            self._retry = asyncio.create_task(self._again(desired, default))
+            if self._retry is not None:
+                self._retry.cancel()
+                self._retry = None
+            # Whatever was asked for last: who has waited here, or is a retry, may know of something older.
+            await self._serve(*self._desired)
+            if self.problems:
+                self._retry = asyncio.create_task(self._again())
 
     async def _serve(self, wanted: Sequence[Wanted], default: str | None) -> None:
         served: dict[str, Loaded] = {}
@@ -104,10 +110,10 @@ class Models:
                     served[version.name] = before
         self._served, self.problems, self.default = served, problems, default
 
-    async def _again(self, desired: Mapping[str, Mapping[str, Any]], default: str | None) -> None:
+    async def _again(self) -> None:
         await asyncio.sleep(_RETRY)
-        self._retry = None  # so that serve() does not cancel the task it runs in
-        await self.serve(desired, default)
+        self._retry = None  # so that the update does not cancel the task it runs in
+        await self._update()
 
     def all(self) -> list[Loaded]:
         """The served versions, by name."""

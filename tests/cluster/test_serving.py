@@ -8,9 +8,8 @@ import re
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,65 +22,15 @@ from cluster.serving import control
 from cluster.serving.models import Loaded, Models, Wanted, read
 from cluster.stack import parts, processes
 
-TEXTS = ["a lovely film", "a dull plot and a bad actor", "the actor was fine"]
+from .versions import TEXTS, Version, client, save
+
 LONG = "word " * 200
-
-
-@dataclass(frozen=True)
-class Version:
-    """A checkpoint of random weights, as the store records a model version."""
-
-    number: int
-    folder: Path
-    digest: str
-
-    def desired(self) -> dict[str, Any]:
-        return {"version": self.number, "location": str(self.folder), "digest": self.digest}
-
-
-def save(folder: Path, number: int) -> Version:
-    import torch
-
-    from textvae import checkpoint, vocabulary
-    from textvae.config import Config
-    from textvae.model import TextVAE
-    from textvae.parsing import parse
-
-    config = parse(
-        Config,
-        {
-            "vocabulary": {"kind": "words", "size": 60, "max_length": 12},
-            "model": {"embedding": 8, "encoder_hidden": 8, "latent": 4, "decoder_hidden": 8},
-        },
-    )
-    torch.manual_seed(number)
-    words = vocabulary.build(config.vocabulary, TEXTS)
-    model = TextVAE(config, words.size)
-    digest = checkpoint.save(
-        folder,
-        model=model,
-        optimizer=torch.optim.Adam(model.parameters()),
-        config=config,
-        vocabulary=words,
-        position=checkpoint.Position(1, 10, 0),
-        metrics={"validation": {"sentiment_accuracy": 0.5 + number / 10, "kl": None}},
-    )
-    return Version(number, folder, digest)
 
 
 @pytest.fixture(scope="module")
 def versions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Version, Version]:
     folder = tmp_path_factory.mktemp("versions")
     return save(folder / "one", 1), save(folder / "two", 2)
-
-
-@asynccontextmanager
-async def client(models: Models) -> AsyncIterator[httpx.AsyncClient]:
-    from cluster.serving.app import create
-
-    transport = httpx.ASGITransport(create(models), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as asked:
-        yield asked
 
 
 @pytest.fixture(scope="module")
