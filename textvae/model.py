@@ -33,6 +33,8 @@ from textvae.vocabulary import END, OOV, PAD, START
 if TYPE_CHECKING:
     from textvae.batches import Batch
 
+COLDEST = 1e-6  # below this temperature the likeliest token is taken: float32 overflows not far from there
+
 
 class TextVAE(nn.Module):
     """A sentiment text VAE of the sizes that `config` gives; `vocabulary_size` overrides the config's.
@@ -312,7 +314,8 @@ class TextVAE(nn.Module):
     ) -> Tensor:
         """Token ids (batch, length) written from z (batch, latent), PAD after each END.
 
-        Temperature 0 takes the likeliest token, more of it draws from softmax(logits / temperature). PAD,
+        Temperature 0, as any below COLDEST, takes the likeliest token, more of it draws from
+        softmax(logits / temperature). PAD,
         START and OOV are never written, nor is an END at the beginning. At most `max_length` tokens are
         written, by default as many as the longest review may have. The repeat decoder has no END and its
         positions know nothing of each other: it writes the likeliest token at each, PAD too, whatever the
@@ -336,7 +339,7 @@ class TextVAE(nn.Module):
             hidden, state = self.decoder.advance(embedded, z, state)
             logits = self.logits(self.dropped_out(hidden[:, 0])).float()  # (batch, vocabulary)
             logits[:, [PAD, START, OOV, END] if position == 0 else [PAD, START, OOV]] = -math.inf
-            if temperature == 0:
+            if temperature < COLDEST:
                 token = logits.argmax(dim=-1)
             else:
                 token = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0]

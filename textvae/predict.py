@@ -22,11 +22,16 @@ BATCH_SIZE = 64  # reviews encoded or written at once
 CONVINCED = 2.944
 
 
+class NoLatent(ValueError):
+    """A review cannot be read by a language model (model.latent: none): it can only write."""
+
+
 class Predictor:
     """Answers of one model. Every method is deterministic, and safe to call from several threads at once.
 
     Texts longer than the model's max_length are cut as they were in training; `truncated` says which. An
-    empty text is a ValueError that gives its position.
+    empty text is a ValueError that gives its position. A model without a latent has samples alone: what
+    reads a review raises NoLatent.
     """
 
     def __init__(
@@ -87,7 +92,8 @@ class Predictor:
     def sample(self, n: int, seed: int = 0, temperature: float = 1.0) -> list[str]:
         """`n` texts written from draws of the prior; the same ones for the same seed on the same device.
 
-        Temperature 0 writes the likeliest token each time. Raises ValueError if n < 1 or temperature < 0.
+        Temperature 0, as any below 0.000001, writes the likeliest token each time. Raises ValueError if n < 1
+        or temperature < 0.
         """
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
@@ -119,6 +125,8 @@ class Predictor:
     @torch.inference_mode()
     def _means(self, texts: Sequence[str]) -> Tensor:
         """(texts, latent), read in batches of similar length."""
+        if self.config.model.latent == 0:
+            raise NoLatent("this model is a language model without a latent (model.latent: none)")
         ids = self._ids(texts)
         means = torch.zeros(len(ids), self.config.model.latent, device=self.device)
         by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))

@@ -49,7 +49,7 @@ def create(models: Models) -> FastAPI:
 
     @app.post("/v1/sentiment", summary="How likely each review is positive")
     async def sentiment(body: schemas.Texts) -> schemas.Sentiments:
-        loaded = models.get(body.model)
+        loaded = _with_latent(models.get(body.model))
         results = [
             schemas.Sentiment(
                 positive=positive, label="positive" if positive >= 0.5 else "negative", truncated=truncated
@@ -60,13 +60,13 @@ def create(models: Models) -> FastAPI:
 
     @app.post("/v1/embed", summary="The latent vector of each review")
     async def embed(body: schemas.Texts) -> schemas.Vectors:
-        loaded = models.get(body.model)
+        loaded = _with_latent(models.get(body.model))
         vectors = await models.embed(loaded, _written(body.texts))
         return schemas.Vectors(**answer(loaded), dimensions=len(vectors[0]), vectors=vectors)
 
     @app.post("/v1/reconstruct", summary="Each review as the model writes it again from its latent vector")
     async def reconstruct(body: schemas.Texts) -> schemas.Written:
-        loaded = models.get(body.model)
+        loaded = _with_latent(models.get(body.model))
         texts = await models.write(partial(loaded.predictor.reconstruct, _written(body.texts)))
         return schemas.Written(**answer(loaded), texts=texts)
 
@@ -79,7 +79,7 @@ def create(models: Models) -> FastAPI:
 
     @app.post("/v1/interpolate", summary="Texts on the straight line from one review to another")
     async def interpolate(body: schemas.Interpolation) -> schemas.Written:
-        loaded = models.get(body.model)
+        loaded = _with_latent(models.get(body.model))
         for field, text in (("a", body.a), ("b", body.b)):
             _not_blank(text, field)
         texts = await models.write(partial(loaded.predictor.interpolate, body.a, body.b, body.steps))
@@ -140,6 +140,19 @@ def _keep_to_loopback() -> None:
     vars(replica)["add_port_to_grpc_server"] = lambda server, address: bind(
         server, address.replace("[::]", "127.0.0.1")
     )
+
+
+def _with_latent(loaded: Loaded) -> Loaded:
+    """The model, if it reads reviews. Raises Refused for one that can only write."""
+    if loaded.predictor.config.model.latent == 0:
+        raise Refused(
+            422,
+            "no_latent",
+            f"model {loaded.wanted.name!r} is a language model without a latent (model.latent: none): it has "
+            "no vectors and no sentiment, and answers /v1/sample alone",
+            "model",
+        )
+    return loaded
 
 
 def _written(texts: list[str]) -> list[str]:

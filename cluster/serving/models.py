@@ -181,7 +181,10 @@ def read(wanted: Wanted) -> Loaded:
     metrics = {
         name: value for name, value in (saved.metrics.get("validation") or {}).items() if value is not None
     }
-    predictor.sentiment(["a first review warms the model up"])
+    if saved.config.model.latent:
+        predictor.sentiment(["a first review warms the model up"])
+    else:
+        predictor.sample(1)
     return Loaded(wanted, predictor, metrics)
 
 

@@ -33,7 +33,9 @@ class Sampling(Body):
     """How to draw texts from the prior."""
 
     n: int = Field(1, ge=1, le=32, description="texts to write")
-    temperature: float = Field(1.0, ge=0, le=5, description="0 writes the likeliest token each time")
+    temperature: float = Field(
+        1.0, ge=0, le=5, description="0, as anything below 0.000001, writes the likeliest token each time"
+    )
     seed: int | None = Field(
         None, ge=0, lt=2**63, description="the same seed writes the same texts; none draws one"
     )

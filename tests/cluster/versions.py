@@ -27,7 +27,7 @@ class Version:
         return {"version": self.number, "location": str(self.folder), "digest": self.digest}
 
 
-def save(folder: Path, number: int) -> Version:
+def save(folder: Path, number: int, *, latent: int = 4) -> Version:
     import torch
 
     from textvae import checkpoint, vocabulary
@@ -39,7 +39,7 @@ def save(folder: Path, number: int) -> Version:
         Config,
         {
             "vocabulary": {"kind": "words", "size": 60, "max_length": 12},
-            "model": {"embedding": 8, "encoder_hidden": 8, "latent": 4, "decoder_hidden": 8},
+            "model": {"embedding": 8, "encoder_hidden": 8, "latent": latent, "decoder_hidden": 8},
         },
     )
     torch.manual_seed(number)

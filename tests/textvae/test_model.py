@@ -215,6 +215,8 @@ def test_generation_ends_and_writes_no_special_token() -> None:
     assert torch.equal(written == PAD, after)
     assert model.generate(z, 3).shape == (300, 3)
     assert model.generate(z[:0]).shape[0] == 0
+    for cold in (1e-40, 1e-320, 9e-7):  # float32 cannot divide by the first two
+        assert torch.equal(model.generate(z, temperature=cold), model.generate(z))
     for wrong in ({"temperature": -1.0}, {"max_length": 0}):
         with pytest.raises(ValueError, match="must be at least"):
             model.generate(z, **wrong)  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from textvae.checkpoint import CheckpointError, Position
 from textvae.config import Config
 from textvae.model import TextVAE
 from textvae.parsing import parse
-from textvae.predict import BATCH_SIZE, Predictor
+from textvae.predict import BATCH_SIZE, NoLatent, Predictor
 
 torch.set_num_threads(1)
 GOOD = ["a great film", "great acting and a great story", "i love this great film", "what a great story"]
@@ -105,6 +106,29 @@ def test_transfer_goes_over_to_the_other_sentiment(predictor: Predictor) -> None
     assert set(predictor.transfer(GOOD[0], 3, positive=True)) == {texts[0]}
     with pytest.raises(ValueError, match="steps"):
         predictor.transfer(GOOD[0], 1)
+
+
+def test_a_language_model_writes_and_reads_nothing() -> None:
+    config = parse(
+        Config,
+        {
+            "vocabulary": {"kind": "words", "size": 40, "max_length": 9},
+            "model": {"embedding": 4, "latent": "none", "decoder_hidden": 4},
+        },
+    )
+    words = vocabulary.build(config.vocabulary, GOOD)
+    predictor = Predictor.from_parts(config, words, TextVAE(config, words.size))
+    assert len(predictor.sample(2)) == 2
+    asked: list[Callable[[], object]] = [
+        lambda: predictor.sentiment(GOOD),
+        lambda: predictor.embed(GOOD),
+        lambda: predictor.reconstruct(GOOD),
+        lambda: predictor.interpolate(GOOD[0], GOOD[1]),
+        lambda: predictor.transfer(GOOD[0]),
+    ]
+    for ask in asked:
+        with pytest.raises(NoLatent, match="without a latent"):
+            ask()
 
 
 def test_long_texts_are_cut_and_reported(predictor: Predictor) -> None:
