@@ -13,7 +13,6 @@ import contextlib
 import logging
 import os
 import shutil
-import tempfile
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -23,7 +22,7 @@ from typing import Any, Literal
 
 import ray
 
-from cluster import launching
+from cluster import launching, scratch
 from cluster.ranklog import logging_to
 from textvae import heap
 from textvae.artifacts import ArtifactError, Artifacts
@@ -271,9 +270,8 @@ def _rank(arguments: dict[str, Any]) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     attempt = ray.get_actor(arguments["attempt"], namespace=launching.NAMESPACE)
     torch.set_num_threads(arguments["threads"])
-    scratch = Path(tempfile.mkdtemp(prefix="textvae-"))
     try:
-        with logging_to(attempt, rank):
+        with scratch.folder() as folder, logging_to(attempt, rank):
             # The attempt counts as running from its ranks' first word on; preparing data can take long.
             node = ray.get_runtime_context().get_node_id()
             logger.info(
@@ -287,12 +285,12 @@ def _rank(arguments: dict[str, Any]) -> None:
             digest: str | None = None
             if arguments["resume"] is not None:
                 resumed, digest = arguments["resume"]
-                resume = store.fetch(resumed, scratch / "fetched")
+                resume = store.fetch(resumed, folder / "fetched")
                 logger.info("resuming from %s", resumed)
             outcome = run(
                 config,
                 data_folder=Path(arguments["data_folder"]),
-                scratch=scratch,
+                scratch=folder,
                 hooks=_Messages(attempt, store, arguments["prefix"]),
                 rank=rank,
                 world_size=world_size,
@@ -309,8 +307,6 @@ def _rank(arguments: dict[str, Any]) -> None:
     except Exception as error:
         _say_goodbye(attempt, rank, error)
         raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _device(wanted: bool, world_size: int) -> tuple[Any, Any]:
