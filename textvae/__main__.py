@@ -99,11 +99,16 @@ def _train(config: Config, settings: _Settings, options: argparse.Namespace, out
     import torch
 
     from textvae import checkpoint, heap, train
+    from textvae.devices import DeviceError, choose
     from textvae.sources import SourceError
 
+    try:
+        device = choose(options.device)
+    except DeviceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE
     torch.set_num_threads(options.threads or settings.threads)
     heap.settle(config)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     home = Path(os.environ.get("TEXTVAE_HOME", "~/.textvae")).expanduser()
     output.mkdir(parents=True, exist_ok=True)
     checkpoint.sweep(output)

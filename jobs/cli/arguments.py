@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+# The largest number that every database takes, and larger than any that makes sense.
+MOST = 2**31 - 1
+
 _PRESET = re.compile(r"[a-z0-9._-]+")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 from typing import IO, Any, ClassVar
 
@@ -77,8 +78,15 @@ _EXPECTED: dict[tuple[str, str], int] = {
 }
 
 
+# What a disk says that takes nothing more, of whatever is written.
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+
+
 def translate(error: BaseException) -> Failure | None:
     """The failure that stands for an expected error of a layer below; None for one that nobody foresaw."""
+    if isinstance(error, OSError) and error.errno in _DISK:
+        where = "the output" if error.filename is None else str(error.filename)
+        return Failure(f"{where} cannot be written: {error.strerror}; make room, or write elsewhere")
     for base in type(error).__mro__:
         for (module, name), code in _EXPECTED.items():
             # A module that grew into a folder keeps its name as the folder's.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from jobs.cli import checkpoints, errors, output, progress, service
+from jobs.cli import arguments, checkpoints, errors, output, progress, service
 from textvae.evaluate.arguments import OPTIONS, PARTS, parts
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def _numbers(command: Command) -> Command:
 )
 @_numbers
 @click.option("--device", help="cpu, cuda or cuda:1. Default: the first GPU if there is one.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: PyTorch's.")
+@click.option("--threads", type=click.IntRange(1, arguments.MOST), help="CPU threads. Default: PyTorch's.")
 @click.option(
     "--output",
     "file",
@@ -116,6 +116,7 @@ def _measure(
 ) -> dict[str, Any]:
     import torch
 
+    from textvae.devices import DeviceError, choose
     from textvae.evaluate import EvaluationError, Options
     from textvae.evaluate.records import of_checkpoint
 
@@ -129,11 +130,11 @@ def _measure(
                 part=data,
                 options=Options(parts=parts(names), **numbers),
                 digest=found.digest,
-                device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+                device=choose(device),
                 progress=tell,
                 training_seconds=_seconds(found),
             )
-    except EvaluationError as error:
+    except (EvaluationError, DeviceError) as error:
         raise errors.Wrong(str(error)) from error
 
 

@@ -22,10 +22,15 @@ _WIDTHS = (7, 19, 10, 7, 16, 14)
 @click.command()
 @click.argument("job", metavar="[JOB]", required=False, shell_complete=arguments.complete_job)
 @click.option("--follow", "-f", is_flag=True, help="Go on printing what happens, until Ctrl-C.")
-@click.option("--after", metavar="EVENT", type=click.IntRange(0), help="Only what came after this event.")
+@click.option(
+    "--after",
+    metavar="EVENT",
+    type=click.IntRange(0, arguments.MOST),
+    help="Only what came after this event.",
+)
 @click.option(
     "--limit",
-    type=click.IntRange(1),
+    type=click.IntRange(1, arguments.MOST),
     help="At most so many, the newest; 50 without JOB and --after, else all.",
 )
 @output.json_option

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.cli import checkpoints, errors, output, progress, service
+from jobs.cli import arguments, checkpoints, errors, output, progress, service
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from textvae.sources import Slice
 
 _KNOWN = 2000  # validation reviews among which neighbours are sought
+_MOST_PLACES = 10_000  # that are written in one call
 _SHOWN = 300  # characters of a text that are printed; JSON has all of them
 _BAR = 10  # characters of a probability's bar on a terminal
 # Okabe & Ito's light colours: told apart by people of every colour vision, on dark and on light ground.
@@ -50,24 +51,28 @@ class _Told:
 @click.option("--other", help="The review at the other end of the interpolation. Default: another one.")
 @click.option(
     "--steps",
-    type=click.IntRange(min=2),
+    type=click.IntRange(2, _MOST_PLACES),
     default=5,
     show_default=True,
     help="Places on a way from one review to another, both ends included.",
 )
 @click.option(
-    "--samples", type=click.IntRange(min=0), default=5, show_default=True, help="Samples from the prior."
+    "--samples",
+    type=click.IntRange(0, _MOST_PLACES),
+    default=5,
+    show_default=True,
+    help="Samples from the prior.",
 )
 @click.option(
     "--neighbours",
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, arguments.MOST),
     default=5,
     show_default=True,
     help="Nearest validation reviews of each review; 0 for none.",
 )
 @click.option(
     "--seed",
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, arguments.MOST),
     default=0,
     show_default=True,
     help="Seed of reviews and samples drawn.",

@@ -22,7 +22,13 @@ _STATES = ("queued", "running", "succeeded", "failed", "cancelled")
     "--state", "states", multiple=True, type=click.Choice(_STATES), help="Only this state; may be repeated."
 )
 @click.option("--owner", help="Only this owner's jobs.")
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="At most so many jobs.")
+@click.option(
+    "--limit",
+    default=50,
+    show_default=True,
+    type=click.IntRange(1, arguments.MOST),
+    help="At most so many jobs.",
+)
 @click.option(
     "--sweep",
     metavar="JOB",
@@ -81,7 +87,7 @@ def list_jobs(
 
 @click.command()
 @arguments.job_argument()
-@click.option("--config", "only_config", is_flag=True, help="Print the job's whole config as YAML instead.")
+@click.option("--config", "only_config", is_flag=True, help="Print the job's whole config instead, as YAML.")
 @output.json_option
 def show(job: str, only_config: bool, as_json: bool) -> None:
     """Show a job: state, attempts, metrics, checkpoints.
@@ -92,6 +98,9 @@ def show(job: str, only_config: bool, as_json: bool) -> None:
     found = store.job(job)
     config = store.config(found.id)
     if only_config:
+        if as_json:
+            output.emit_json(config)
+            return
         import yaml
 
         click.echo(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, width=110), nl=False)

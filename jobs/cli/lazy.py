@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -80,7 +81,14 @@ class Root(LazyGroup):
         # Always called by its own name, also as `python -m jobs`: usage lines and completion depend on it.
         if not standalone_mode:
             return super().main(args, PROGRAM, complete_var, standalone_mode=False, **extra)
-        sys.exit(self._run(args, complete_var, extra))
+        code = self._run(args, complete_var, extra)
+        try:
+            if sys.stdout is not None:  # None: the caller has closed it
+                sys.stdout.flush()
+        except OSError:
+            # It was told of already. Python would try again on its way out, and say so in its own words.
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - the process ends with it
+        sys.exit(code)
 
     def _run(self, args: Sequence[str] | None, complete_var: str | None, extra: dict[str, Any]) -> int:
         try:

@@ -17,15 +17,22 @@ if TYPE_CHECKING:
     from jobs.logs import Logs
     from jobs.store import Job
 
+_MOST_BYTES = 2**62  # where a file can be read
 _POLL = 0.5  # seconds between two looks at a log
 
 
 @click.command()
 @arguments.job_argument()
 @click.option("--follow", "-f", is_flag=True, help="Go on printing until the job has ended.")
-@click.option("--attempt", type=click.IntRange(1), help="The log of this attempt instead of the newest.")
 @click.option(
-    "--offset", default=0, type=click.IntRange(0), metavar="BYTES", help="Begin at this byte of the log."
+    "--attempt", type=click.IntRange(1, arguments.MOST), help="The log of this attempt instead of the newest."
+)
+@click.option(
+    "--offset",
+    default=0,
+    type=click.IntRange(0, _MOST_BYTES),
+    metavar="BYTES",
+    help="Begin at this byte of the log.",
 )
 @click.option(
     "--json",

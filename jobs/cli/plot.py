@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.cli import checkpoints, errors, output, progress, service
+from jobs.cli import arguments, checkpoints, errors, output, progress, service
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,12 +34,18 @@ _PICTURES = ("curves", "latent", "tsne", "lda", "kl", "histograms")
 )
 @click.option(
     "--reviews",
-    type=click.IntRange(min=2),
+    type=click.IntRange(2, arguments.MOST),
     default=_REVIEWS,
     show_default=True,
     help="Validation reviews to show, if there are so many.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of every random choice.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, arguments.MOST),
+    default=0,
+    show_default=True,
+    help="Seed of every random choice.",
+)
 @output.json_option
 def plot(what: str, folder: Path | None, reviews: int, seed: int, as_json: bool) -> None:
     """Draw a job's curves and its latent space as PNG.

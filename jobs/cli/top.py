@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.cli import output, service
+from jobs.cli import arguments, output, service
 from jobs.cli.jobs import percent, step_of_epoch
 
 if TYPE_CHECKING:
@@ -32,7 +32,11 @@ _SHARES = ("owner", "running", "waiting", "cpus", "gpus", "used")
     help="Look again so often.",
 )
 @click.option(
-    "--limit", type=click.IntRange(1), default=15, show_default=True, help="At most so many jobs that wait."
+    "--limit",
+    type=click.IntRange(1, arguments.MOST),
+    default=15,
+    show_default=True,
+    help="At most so many jobs that wait.",
 )
 @output.json_option
 def top(once: bool, every: float, limit: int, as_json: bool) -> None:

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 import click
 
-from jobs.cli import errors, output, service
+from jobs.cli import arguments, errors, output, service
 
 
 @click.command()
@@ -17,7 +17,13 @@ from jobs.cli import errors, output, service
     metavar="TIME",
     help="Only from then on: a length of time before now, such as 7d or 12h, or a moment such as 2030-01-31.",
 )
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="At most so many lines.")
+@click.option(
+    "--limit",
+    default=50,
+    show_default=True,
+    type=click.IntRange(1, arguments.MOST),
+    help="At most so many lines.",
+)
 @output.json_option
 def usage(by_job: bool, user: str | None, since: str | None, limit: int, as_json: bool) -> None:
     """Show CPU-hours and GPU-hours by user, or by job.

@@ -9,6 +9,8 @@ from jobs.store.opening import Database
 from jobs.store.tables import LogChunkRow
 from jobs.store.values import NotFound
 
+_MOST = 2**31 - 1  # that a database takes for a number; its copy of a log ends long before
+
 
 class LogVerbs(Database):
     """Keep and read the logs of attempts."""
@@ -50,7 +52,7 @@ class LogVerbs(Database):
     def log(self, job: str, number: int, offset: int = 0, *, pieces: int = 16) -> bytes:
         """What is kept of an attempt's log from byte `offset` on, as far as so many `pieces` reach."""
         mine = (LogChunkRow.job == job) & (LogChunkRow.attempt == number)
-        first = select(func.max(LogChunkRow.start)).where(mine, LogChunkRow.start <= offset)
+        first = select(func.max(LogChunkRow.start)).where(mine, LogChunkRow.start <= min(offset, _MOST))
         query = (
             select(LogChunkRow.start, LogChunkRow.text)
             .where(mine, LogChunkRow.start >= first.scalar_subquery())

@@ -112,3 +112,10 @@ def test_bad_data_is_an_error_that_names_the_file(config, capsys, tmp_path):
     arguments = [str(config), "--output", str(tmp_path / "out"), "--data", str(tmp_path / "data")]
     assert command.main([*arguments, "--device", "cpu"]) == command.FAILED
     assert "reviews.tsv" in capsys.readouterr().err
+
+
+def test_a_device_that_is_not_there_is_an_error_before_anything_is_written(config, capsys, tmp_path):
+    arguments = [str(config), "--output", str(tmp_path / "out"), "--device", "foo"]
+    assert command.main(arguments) == command.USAGE
+    assert "there is no device 'foo'; it must be cpu, cuda or cuda:1" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -21,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import torch
 
     from textvae.checkpoint import CheckpointError
+    from textvae.devices import DeviceError, choose
     from textvae.evaluate import EvaluationError, Options, records, showing
     from textvae.sources import SourceError
 
@@ -33,14 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             data_folder=given.data_folder or home / "data",
             part=given.data,
             options=Options(parts=parts(given.parts), **{name: getattr(given, name) for name, *_ in OPTIONS}),
-            device=given.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            device=choose(given.device),
             progress=_progress(),
         )
         if given.preset is not None:
             record = records.with_provenance(record, given.preset, hardware=given.hardware)
         if given.output is not None:
             records.write(given.output, record)
-    except EvaluationError as error:
+    except (EvaluationError, DeviceError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
     except (CheckpointError, SourceError, OSError) as error:

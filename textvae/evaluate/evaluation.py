@@ -32,6 +32,9 @@ FORMAT = 1
 _OF_LANGUAGE_MODELS = ("likelihood",)
 
 
+_MOST = 2**31 - 1  # of any number: more is a slip of the hand, and not every generator takes it
+
+
 @dataclass(frozen=True)
 class Options:
     """What is measured, and on how much. EvaluationError for a number that makes no sense."""
@@ -68,8 +71,13 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise EvaluationError(f"{name.replace('_', ' ')} must be at least {low}, got {value}")
-        if not self.temperature > 0:
-            raise EvaluationError(f"temperature must be above 0, got {self.temperature}")
+        for name in (*least, "seed"):
+            if (getattr(self, name) or 0) > _MOST:
+                raise EvaluationError(f"{name.replace('_', ' ')} must be at most {_MOST}")
+        if self.seed < 0:
+            raise EvaluationError(f"seed must be at least 0, got {self.seed}")
+        if not 0 < self.temperature < math.inf:
+            raise EvaluationError(f"temperature must be above 0, and finite, got {self.temperature}")
 
 
 def evaluate(

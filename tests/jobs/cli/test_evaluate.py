@@ -154,6 +154,8 @@ def test_a_language_model_tells_what_it_has_not(offline: Run, settings: Settings
         (("--data", "test"), 2, "there are no test reviews to measure"),
         (("--data", "all"), 2, "is not one of 'train', 'validation', 'test'"),
         (("--threads", "0"), 2, "--threads"),
+        (("--device", "foo"), 2, "there is no device 'foo'; it must be cpu, cuda or cuda:1"),
+        (("--device", "cuda:99"), 2, "can use no such GPU here"),
     ],
 )
 def test_wrong_options_are_told(

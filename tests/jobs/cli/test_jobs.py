@@ -168,6 +168,7 @@ def test_the_config_that_show_prints_can_be_submitted_again(run: Run, trained: J
     again = tmp_path / "again.yaml"
     again.write_text(text)
     assert yaml.safe_load(text)["name"] == "reviews"
+    assert json.loads(run("show", "abc", "--config", "--json").stdout) == yaml.safe_load(text)
     assert run("submit", str(again)).exit_code == 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -82,6 +83,57 @@ def test_a_wrong_setting_is_exit_code_2(offline: Run, monkeypatch: pytest.Monkey
     result = offline("list")
     assert result.exit_code == 2
     assert "must begin with redis://" in result.stderr
+
+
+@pytest.mark.parametrize("words", [("--version",), ("list", "--json")])
+def test_an_output_that_takes_nothing_more_is_one_line(words: tuple[str, ...], settings: Settings) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "jobs", *words],
+            env=os.environ | {"TEXTVAE_HOME": str(settings.home)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == errors.FAILED
+    assert done.stderr == (
+        "error: the output cannot be written: No space left on device; make room, or write elsewhere\n"
+    )
+
+
+def test_a_full_disk_is_named_with_the_file() -> None:
+    failure = errors.translate(OSError(errno.ENOSPC, "No space left on device", "plots/latent.png"))
+    assert failure is not None and failure.exit_code == errors.FAILED
+    assert failure.format_message().startswith("plots/latent.png cannot be written: No space left on device")
+    assert errors.translate(OSError(errno.EBADF, "Bad file descriptor")) is None  # a bug of ours
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("list", "--limit", "*"),
+        ("usage", "--limit", "*"),
+        ("top", "--once", "--limit", "*"),
+        ("events", "--after", "*"),
+        ("events", "--limit", "*"),
+        ("models", "promote", "x", "*"),
+        ("models", "export", "x", "folder", "--version", "*"),
+        ("logs", "x", "--attempt", "*"),
+        ("logs", "x", "--offset", "*"),
+        ("plot", "x", "--seed", "*"),
+        ("plot", "x", "--reviews", "*"),
+        ("explore", "x", "--seed", "*"),
+        ("explore", "x", "--samples", "*"),
+        ("explore", "x", "--steps", "*"),
+        ("evaluate", "x", "--threads", "*"),
+        ("plot", "x", "--seed", "-1"),
+    ],
+)
+def test_a_number_out_of_all_bounds_is_told(offline: Run, words: tuple[str, ...]) -> None:
+    result = offline(*(word.replace("*", "9" * 23) for word in words))
+    assert result.exit_code == errors.USAGE
+    assert result.stderr.startswith("error: invalid value for ") and "is not in the range" in result.stderr
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

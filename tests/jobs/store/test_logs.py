@@ -21,6 +21,8 @@ def test_a_log_is_read_from_any_offset(store: Store, add_job: AddJob):
     assert store.log_size("first", 1) == len(whole)
     for offset in range(len(whole) + 3):
         assert store.log("first", 1, offset) == whole[offset:]
+    for far in (2**31, 2**62):
+        assert store.log("first", 1, far) == b""
     assert store.log("first", 1, 5, pieces=1) == whole[5:11]
     assert store.log("first", 2) == b""
 

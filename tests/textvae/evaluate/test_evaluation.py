@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -188,6 +189,10 @@ def test_what_cannot_be_measured_is_told(
         ({"written": 1}, "written must be at least 2"),
         ({"information_reviews": 1}, "information reviews must be at least 2"),
         ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"temperature": math.inf}, "temperature must be above 0, and finite"),
+        ({"samples": 10**30}, "samples must be at most 2147483647"),
+        ({"seed": 10**30}, "seed must be at most 2147483647"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"parts": ("latent", "latnet")}, "not latnet"),
         ({"parts": ()}, "not none"),
     ],
@@ -223,6 +228,7 @@ def test_without_the_service(
         json.loads(capsys.readouterr().out)["metrics"]["latent"] == record["evaluation"]["metrics"]["latent"]
     )
     assert main([str(folder), "--samples", "0"]) == 2
+    assert main([str(folder), "--device", "foo"]) == 2
     assert "error: samples must be at least 1" in capsys.readouterr().err
     assert main([str(tmp_path / "nowhere")]) == 1
     assert "missing; the checkpoint is not whole" in capsys.readouterr().err
