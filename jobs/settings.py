@@ -18,12 +18,12 @@ Nothing else in the service reads the environment: whoever needs a setting is ha
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+
+from cluster.urls import masked
 
 Value = TypeVar("Value")
 
@@ -209,19 +209,6 @@ class Settings:
             name: Path(plain[name]) if plain.get(name) else None for name in ("token_path", "scheduling")
         }
         return cls(**{**plain, "home": Path(plain["home"]), **paths})
-
-
-def masked(url: str) -> str:
-    """The URL with its password replaced by ***."""
-    parts = urlsplit(url)
-    query = re.sub(r"(?<![^&])(password=)[^&]*", r"\1***", parts.query)  # drivers take it there too
-    netloc = parts.netloc
-    if parts.password is not None:
-        user, _, host = netloc.rpartition("@")
-        netloc = f"{user.partition(':')[0]}:***@{host}"
-    if (netloc, query) == (parts.netloc, parts.query):
-        return url
-    return urlunsplit(parts._replace(netloc=netloc, query=query))
 
 
 def _shown(value: object) -> str:

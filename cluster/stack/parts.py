@@ -19,6 +19,7 @@ from pathlib import Path
 from cluster.stack import processes
 from cluster.stack.processes import Process
 from cluster.stack.state import Paths, Stack, StackError, secret, write_secret
+from cluster.urls import masked
 
 PARTS: tuple[str, ...] = ("redis", "ray", "serve", "dispatcher")
 
@@ -109,21 +110,20 @@ def redis_answers(url: str) -> str:
     try:
         client = redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2)
     except ValueError as error:
-        raise StackError(f"redis: not the URL of a Redis: {error}") from error
+        # What the client says of it may quote the password.
+        raise StackError(
+            f"redis: {masked(url)} is not the URL of a Redis; "
+            "special characters in a password are written as %2F and the like"
+        ) from error
     try:
         version = client.info("server")["redis_version"]
     except redis.exceptions.BusyLoadingError as error:
         raise StackError("redis: still reads its data") from error
     except (redis.exceptions.RedisError, OSError) as error:
-        raise StackError(f"redis: no answer from {without_password(url)}: {error}") from error
+        raise StackError(f"redis: no answer from {masked(url)}: {error}") from error
     finally:
         client.close()
-    return f"{without_password(url)}, version {version}"
-
-
-def without_password(url: str) -> str:
-    """A URL as one may show it."""
-    return re.sub(r"//[^@/]*@", "//", url)
+    return f"{masked(url)}, version {version}"
 
 
 # --- Ray -----------------------------------------------------------------------------------------------

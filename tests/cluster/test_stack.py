@@ -177,10 +177,35 @@ def test_what_was_started_is_ended_when_a_later_part_fails(tmp_path: Path) -> No
 
 
 def test_an_external_redis_is_asked_not_started(tmp_path: Path) -> None:
-    url = f"redis://:hidden@127.0.0.1:{parts.free_port()}/0"
-    with pytest.raises(stack.StackError, match=r"redis: no answer from redis://127\.0\.0\.1") as error:
+    url = f"redis://:hid@den@127.0.0.1:{parts.free_port()}/0"
+    with pytest.raises(
+        stack.StackError, match=r"redis: no answer from redis://:\*\*\*@127\.0\.0\.1"
+    ) as error:
         stack.up(tmp_path, dispatcher=None, redis_url=url, timeout=1)
-    assert "hidden" not in str(error.value)
+    assert "den" not in str(error.value)
+
+
+@pytest.mark.parametrize("form", ["redis://:hid@den@{}/0", "redis://{}/0?password=hid@den"])
+def test_what_is_told_of_a_redis_does_not_hold_its_password(tmp_path: Path, form: str) -> None:
+    paths = Paths(tmp_path)
+    paths.make()
+    paths.redis_password.write_text("hid@den")
+    port = parts.free_port()
+    process, _ = parts.start_redis(paths, os.environ, port)
+    try:
+        url = form.format(f"127.0.0.1:{port}")
+        log = paths.log("redis")
+        told = parts.wait_for("redis", lambda: parts.redis_answers(url), process=process, log=log, timeout=30)
+    finally:
+        processes.end([process])
+    assert f"127.0.0.1:{port}/0" in told
+    assert "hid" not in told and "den" not in told
+
+
+def test_a_url_that_is_none_is_told_without_its_password() -> None:
+    with pytest.raises(stack.StackError, match=r"redis: redis://\*\*\* is not the URL of a Redis") as error:
+        parts.redis_answers("redis://:hid/den@127.0.0.1:1/0")
+    assert "hid" not in str(error.value)
 
 
 def test_one_up_at_a_time(tmp_path: Path) -> None:

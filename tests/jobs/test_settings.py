@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.settings import Settings, SettingsError, masked
+from jobs.settings import Settings, SettingsError
 
 
 def test_everything_has_a_default_below_home(tmp_path: Path):
@@ -109,9 +109,6 @@ def test_a_broken_stack_file_is_named(tmp_path: Path):
 
 
 def test_passwords_are_masked():
-    assert masked("redis://:secret@127.0.0.1:1/0") == "redis://:***@127.0.0.1:1/0"
-    assert masked("postgresql://ada:secret@db/x") == "postgresql://ada:***@db/x"
-    assert masked("redis://h:1/0?password=secret&db=2") == "redis://h:1/0?password=***&db=2"
     settings = Settings.from_environment(
         {
             "HOME": "/",
