@@ -15,11 +15,15 @@ from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
 from importlib import util
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cluster.stack import processes
 from cluster.stack.processes import Process
 from cluster.stack.state import Paths, Stack, StackError, secret, write_secret
 from cluster.urls import masked
+
+if TYPE_CHECKING:
+    import httpx
 
 PARTS: tuple[str, ...] = ("redis", "ray", "serve", "dispatcher")
 
@@ -223,7 +227,10 @@ def ray_answers(dashboard_url: str, token: str | None) -> str:
         )
     if answer.status_code != 200:
         raise StackError(f"ray: {dashboard_url} answers {answer.status_code}: {answer.text[:200]}")
-    return f"dashboard {dashboard_url}, version {answer.json().get('ray_version', 'unknown')}"
+    told = _json(answer)
+    if "ray_version" not in told:
+        raise StackError(f"ray: {dashboard_url} answers, but is not Ray's dashboard")
+    return f"dashboard {dashboard_url}, version {told['ray_version']}"
 
 
 def find_ray(ray_address: str, environment: Mapping[str, str]) -> tuple[str, str]:
@@ -265,13 +272,22 @@ def serve_answers(url: str) -> str:
 
     try:
         answer = httpx.get(f"{url}/healthz", timeout=3, trust_env=False)
-        body = answer.json()
-    except (httpx.HTTPError, ValueError) as error:
+    except httpx.HTTPError as error:
         raise StackError(f"serve: no answer from {url}: {error}") from error
-    if "models" not in body:
+    told = _json(answer)
+    if "models" not in told:
         raise StackError(f"serve: {url} answers {answer.status_code}, but is not this service")
-    models = body["models"]
+    models = told["models"]
     return f"{url}, {', '.join(models) if models else 'no model yet'}"
+
+
+def _json(answer: httpx.Response) -> dict[str, Any]:
+    """The object that was answered; an empty one if it was something else: another service took the port."""
+    try:
+        told = answer.json()
+    except ValueError:
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def start_dispatcher(paths: Paths, argv: list[str], environment: Mapping[str, str], stack: Stack) -> Process:

@@ -5,8 +5,10 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -18,7 +20,7 @@ from filelock import FileLock
 from cluster import stack
 from cluster.stack import parts, processes
 from cluster.stack.processes import Process
-from cluster.stack.state import Paths
+from cluster.stack.state import Paths, write
 
 SLEEP = "import time; time.sleep(600)"
 READY = (
@@ -206,6 +208,33 @@ def test_a_url_that_is_none_is_told_without_its_password() -> None:
     with pytest.raises(stack.StackError, match=r"redis: redis://\*\*\* is not the URL of a Redis") as error:
         parts.redis_answers("redis://:hid/den@127.0.0.1:1/0")
     assert "hid" not in str(error.value)
+
+
+@pytest.mark.parametrize("body", ["<html>", "5", "{}"])
+def test_a_part_whose_port_another_service_took_is_unreachable(tmp_path: Path, body: str) -> None:
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_: object) -> None:
+            """Says nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Other) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        try:
+            url = f"http://127.0.0.1:{other.server_port}"
+            Paths(tmp_path).make()
+            write(
+                tmp_path, stack.Stack("redis://127.0.0.1:1/0", "127.0.0.1:1", url, url, None, own_redis=False)
+            )
+            told = {part.name: part for part in stack.status(tmp_path)}
+        finally:
+            other.shutdown()
+    for name, what in (("ray", "not Ray's dashboard"), ("serve", "not this service")):
+        assert told[name].state == "unreachable"
+        assert what in told[name].detail
 
 
 def test_one_up_at_a_time(tmp_path: Path) -> None:
