@@ -1,8 +1,8 @@
 """Processes that the stack starts, and how they are ended without ever ending another's.
 
-A process is recorded by its pid and its time of birth, so that a pid that was given to someone else in the
-meantime is never signalled. Every process of a stack also carries the stack's mark in its environment: by
-it the orphans of a killed parent are found again.
+A process is recorded by its pid and its birth, so that a pid that was given to someone else in the meantime
+is never signalled. Every process of a stack also carries the stack's mark in its environment: by it the
+orphans of a killed parent are found again.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ import psutil
 
 MARK = "TEXTVAE_STACK"
 
-# A recorded time of birth is compared with this much slack, in seconds: the kernel counts from boot in
-# ticks, and the time of boot itself moves a little when the clock is adjusted.
-_SLACK = 2.0
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,17 @@ class Process:
 
     name: str
     pid: int
-    started: float  # seconds since 1970, as the kernel tells
+    birth: str  # see `_birth`
+
+    @classmethod
+    def of_older_record(cls, name: str, pid: int, started: float) -> Process:
+        """What was recorded before births were: `started`, in seconds since 1970, moves with the clock."""
+        try:
+            if abs(psutil.Process(pid).create_time() - started) <= 2:
+                return cls(name, pid, _birth(pid))
+        except psutil.NoSuchProcess:
+            pass
+        return cls(name, pid, "")
 
     def alive(self) -> bool:
         """Whether that very process still runs (a zombie does not)."""
@@ -38,7 +46,7 @@ class Process:
     def _handle(self) -> psutil.Process | None:
         try:
             process = psutil.Process(self.pid)
-            if abs(process.create_time() - self.started) > _SLACK or not _runs(process):
+            if _birth(self.pid) != self.birth or not _runs(process):
                 return None
         except psutil.NoSuchProcess:
             return None
@@ -60,7 +68,21 @@ def start(name: str, argv: Sequence[str], environment: Mapping[str, str], log: P
             env=dict(environment),
             start_new_session=True,
         )
-    return Process(name, child.pid, psutil.Process(child.pid).create_time())
+    return Process(name, child.pid, _birth(child.pid))
+
+
+def _birth(pid: int) -> str:
+    """What no two processes with one pid share: the boot, and the kernel's ticks from it to the start.
+
+    Unlike psutil's create_time it does not move when the clock is set. Raises psutil.NoSuchProcess.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise psutil.NoSuchProcess(pid) from error
+    boot = _BOOT.read_text(encoding="ascii").strip() if _BOOT.exists() else ""  # some sandboxes have none
+    # The 22nd field; the second is a name in parentheses, which may hold anything.
+    return f"{boot}/{int(stat.rpartition(b')')[2].split()[19])}"
 
 
 def family(
@@ -183,6 +205,6 @@ def _runs(process: psutil.Process) -> bool:
 def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
     for process in processes:
         try:
-            process.send_signal(number)  # psutil checks the time of birth again before it signals
+            process.send_signal(number)  # psutil checks again, before it signals, that it is still the same
         except psutil.NoSuchProcess:
             continue  # it ended by itself

@@ -133,7 +133,10 @@ def _stack(record: dict[str, Any]) -> Stack:
         mark=record["mark"],
         own_redis=record["own_redis"],
         temporary=Path(record["temporary"]) if record["temporary"] else None,
-        processes=tuple(Process(**process) for process in record["processes"]),
+        processes=tuple(
+            Process.of_older_record(**process) if "started" in process else Process(**process)
+            for process in record["processes"]
+        ),
         notes=tuple(record["notes"]),
     )
 

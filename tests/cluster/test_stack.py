@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -49,10 +50,6 @@ def bystander() -> Iterator[psutil.Popen]:
     process.wait()
 
 
-def recorded(process: psutil.Process, name: str = "part") -> Process:
-    return Process(name, process.pid, process.create_time())
-
-
 def until(condition: object, timeout: float = 10) -> None:
     deadline = time.monotonic() + timeout
     while not condition():  # type: ignore[operator]
@@ -66,10 +63,42 @@ def test_importing_the_stack_imports_neither_ray_nor_torch() -> None:
 
 
 def test_a_pid_given_to_someone_else_is_never_signalled(bystander: psutil.Popen) -> None:
-    reused = Process("part", bystander.pid, bystander.create_time() - 60)
-    assert not reused.alive()
-    assert processes.end([reused], grace=1) == 0
+    boot, _, ticks = processes._birth(bystander.pid).partition("/")
+    for birth in (f"{boot}/{int(ticks) - 1}", f"another-boot/{ticks}", ""):
+        reused = Process("part", bystander.pid, birth)
+        assert not reused.alive()
+        assert processes.end([reused], grace=1) == 0
     assert bystander.is_running()
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+def test_a_part_is_known_again_when_the_clock_was_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    started = processes.start("part", [sys.executable, "-c", SLEEP], os.environ, tmp_path / "log")
+    try:
+        # The kernel reckons the moment of the boot from the clock of now.
+        boot = psutil._pslinux.boot_time()
+        monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: boot + hours * 3600)
+        assert started.alive()
+    finally:
+        assert processes.end([started], grace=5) == 1
+
+
+def test_a_record_of_an_older_version_is_read(tmp_path: Path, bystander: psutil.Popen) -> None:
+    paths = Paths(tmp_path)
+    paths.make()
+    write(tmp_path, stack.Stack("", "", "", "", None))
+    record = json.loads(paths.stack.read_text())
+    born = bystander.create_time()
+    record["processes"] = [
+        {"name": "redis", "pid": bystander.pid, "started": born},
+        {"name": "ray", "pid": bystander.pid, "started": born - 60},  # the pid was someone else's then
+    ]
+    paths.stack.write_text(json.dumps(record))
+    known = stack.read(tmp_path)
+    assert known is not None
+    assert [process.alive() for process in known.processes] == [True, False]
 
 
 def test_a_family_is_ended_with_those_that_left_its_session_and_refuse_to_end(tmp_path: Path) -> None:
