@@ -94,11 +94,12 @@ class _Start:
         self.stack = Stack("", "", "", "", None, mark=self.mark, processes=alive)
         if old is not None:
             self.stack = replace(old, processes=alive, notes=())
-        self.started: list[Process] = []
+        self.begun: list[str] = []  # the parts that this call set out to start
 
     def redis(self, url: str | None) -> None:
         running = self.stack.process("redis")
         if url is None and running is None:
+            self._begin("redis")
             port = urlsplit(self.old.redis_url).port if self.old else None
             process, url = parts.start_redis(
                 self.paths, self.environment, port if port and parts.is_free(port) else parts.free_port()
@@ -149,6 +150,7 @@ class _Start:
         port = parts.free_port()
         chosen, note = parts.choose_port("ray dashboard", dashboard_port, DASHBOARD_PORT)
         self._note(note)
+        self._begin("ray")
         process = parts.start_ray(
             self.paths,
             {**self.environment, **parts.ray_environment(self.paths.token)},
@@ -176,6 +178,7 @@ class _Start:
         self._record(None, serve_url=f"http://{LOOPBACK}:{port}")
         process = self.stack.process("dispatcher")
         if dispatcher is not None and process is None:
+            self._begin("dispatcher")
             process = parts.start_dispatcher(self.paths, dispatcher, self.environment, self.stack)
             self._record(process)
         self._wait("serve", lambda: parts.serve_answers(self.stack.serve_url), self.timeout)
@@ -211,20 +214,27 @@ class _Start:
 
     def undo(self) -> None:
         """End what this call started; what ran before stays as it was."""
-        for process in reversed(self.started):
-            _end_part(process)
+        for part in reversed(self.begun):
+            _end_part(self.stack, part)
         if self.old is None:
-            processes.end([], self.mark, grace=2)
             self.paths.stack.unlink(missing_ok=True)
             return
-        kept = tuple(process for process in self.stack.processes if process not in self.started)
+        kept = tuple(process for process in self.stack.processes if process.name not in self.begun)
         write(self.paths.home, replace(self.stack, processes=kept))
 
+    def _begin(self, part: str) -> None:
+        """Called right before a part is started: ends what is left of it.
+
+        The mark is on record before anything carries it: whenever this process is killed, the next `up` or
+        `down` finds what it started.
+        """
+        write(self.paths.home, self.stack)
+        _end_part(self.stack, part)
+        self.begun.append(part)
+
     def _record(self, process: Process | None, **changes: object) -> None:
-        """Written after every start, so that `down` finds everything even if this process is killed."""
         self.stack = replace(self.stack, **changes)  # type: ignore[arg-type]
         if process is not None:
-            self.started.append(process)
             self.stack = replace(self.stack, processes=(*self.stack.processes, process))
         write(self.paths.home, self.stack)
 
@@ -254,12 +264,7 @@ def down(home: Path, *, timeout: float = 60) -> list[str]:
         stack = read(home)
         if stack is None:
             return []
-        ended = []
-        for name in ("dispatcher", "ray", "redis"):
-            process = stack.process(name)
-            if process is None:
-                continue
-            ended += [name] if _end_part(process) else []
+        ended = [part for part in ("dispatcher", "ray", "redis") if _end_part(stack, part)]
         processes.end([], stack.mark, grace=2)  # orphans of a part that had died before
         if stack.temporary is not None:
             shutil.rmtree(stack.temporary, ignore_errors=True)
@@ -273,10 +278,10 @@ def status(home: Path) -> list[PartStatus]:
     stack = read(home)
     if stack is None:
         return [PartStatus(part, "stopped", "not started") for part in parts.PARTS]
-    questions: dict[str, Callable[[], str]] = {
-        "redis": lambda: parts.redis_answers(stack.redis_url),
-        "ray": lambda: parts.ray_answers(stack.dashboard_url, stack.token()),
-        "serve": lambda: parts.serve_answers(stack.serve_url),
+    questions: dict[str, tuple[str, Callable[[], str]]] = {
+        "redis": (stack.redis_url, lambda: parts.redis_answers(stack.redis_url)),
+        "ray": (stack.dashboard_url, lambda: parts.ray_answers(stack.dashboard_url, stack.token())),
+        "serve": (stack.serve_url, lambda: parts.serve_answers(stack.serve_url)),
     }
 
     def ask(part: str) -> PartStatus:
@@ -288,10 +293,13 @@ def status(home: Path) -> list[PartStatus]:
                     part, "stopped", f"see {Paths(home).log(part)}" if process else "not started"
                 )
             return PartStatus(part, "running", f"pid {process.pid}")
+        address, question = questions[part]
+        if not address:  # `up` was killed before
+            return PartStatus(part, "stopped", "not started")
         if ours and (process is None or not process.alive()):
             return PartStatus(part, "stopped", f"see {Paths(home).log('ray' if part == 'serve' else part)}")
         try:
-            detail = questions[part]()
+            detail = question()
         except StackError as error:
             return PartStatus(part, "unreachable", str(error).removeprefix(f"{part}: "))
         return PartStatus(
@@ -302,14 +310,20 @@ def status(home: Path) -> list[PartStatus]:
         return list(pool.map(ask, parts.PARTS))
 
 
-def _end_part(process: Process) -> int:
-    """Ray's head is asked alone: it ends its own children in order, in seconds.
+def _end_part(stack: Stack, part: str) -> int:
+    """End a part, recorded or not, and return how many processes ended.
 
-    Asked all at once, they wait for each other until they are killed.
+    Ray's head is asked alone: it ends its own children in order, in seconds. Asked all at once, they wait for
+    each other until they are killed.
     """
-    if process.name == "ray":
-        return processes.end_leader_first(process, grace=20)
-    return processes.end([process], grace=10)
+    process = stack.process(part)
+    ended = 0
+    if process is not None and part == "ray":
+        ended += processes.end_leader_first(process, grace=20)
+    elif process is not None:
+        ended += processes.end([process], grace=10)
+    # Orphans of one that died, and one that was killed before it was recorded.
+    return ended + processes.end([], stack.mark, part=part, grace=2 if part == "ray" else 10)
 
 
 def _end_marked(mark: str, *, keep: Process | None) -> None:

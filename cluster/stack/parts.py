@@ -95,6 +95,7 @@ def start_redis(paths: Paths, environment: Mapping[str, str], port: int) -> tupl
         "appendonly": "yes",
         "appendfsync": "everysec",
         "save": '""',
+        "set-proc-title": "no",  # it would overwrite the environment, by which an unrecorded Redis is found
     }
     write_secret(paths.redis_config, "".join(f"{key} {value}\n" for key, value in settings.items()))
     process = processes.start(

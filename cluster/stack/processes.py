@@ -1,8 +1,8 @@
 """Processes that the stack starts, and how they are ended without ever ending another's.
 
 A process is recorded by its pid and its birth, so that a pid that was given to someone else in the meantime
-is never signalled. Every process of a stack also carries the stack's mark in its environment: by it the
-orphans of a killed parent are found again.
+is never signalled. Every process of a stack also carries the stack's mark and the name of its part in its
+environment: by them the orphans of a killed parent are found again, and what was started but not recorded.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 
 MARK = "TEXTVAE_STACK"
+_PART = "TEXTVAE_STACK_PART"
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -65,7 +66,7 @@ def start(name: str, argv: Sequence[str], environment: Mapping[str, str], log: P
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=dict(environment),
+            env={**environment, _PART: name},
             start_new_session=True,
         )
     return Process(name, child.pid, _birth(child.pid))
@@ -86,13 +87,17 @@ def _birth(pid: int) -> str:
 
 
 def family(
-    processes: Iterable[Process], mark: str | None = None, *, keep: int | None = None
+    processes: Iterable[Process],
+    mark: str | None = None,
+    *,
+    part: str | None = None,
+    keep: int | None = None,
 ) -> list[psutil.Process]:
     """The recorded processes that still run, all their descendants, and all that carry `mark`.
 
-    Ray's processes rename themselves and thereby lose sight of their environment; those are found by the
-    session that they share with a marked one. The calling process, its own ancestors and the session of
-    the pid `keep` are never among them.
+    With `part`, only those of the marked ones that belong to that part. Ray's processes rename themselves and
+    thereby lose sight of their environment; those are found by the session that they share with a marked one.
+    The calling process, its own ancestors and the session of the pid `keep` are never among them.
     """
     found: dict[int, psutil.Process] = {}
     for process in processes:
@@ -100,7 +105,7 @@ def family(
         if handle is not None:
             found[handle.pid] = handle
     if mark is not None:
-        found.update((process.pid, process) for process in _marked(mark))
+        found.update((process.pid, process) for process in _marked(mark, part))
     for handle in list(found.values()):
         try:
             found.update((child.pid, child) for child in handle.children(recursive=True))
@@ -118,6 +123,7 @@ def end(
     processes: Iterable[Process],
     mark: str | None = None,
     *,
+    part: str | None = None,
     grace: float = 10.0,
     keep: int | None = None,
 ) -> int:
@@ -127,9 +133,9 @@ def end(
     whose parent is gone is not to be found through it any more.
     """
     processes = list(processes)
-    members = family(processes, mark, keep=keep)
+    members = family(processes, mark, part=part, keep=keep)
     _signal(members, signal.SIGTERM)
-    return _finish(members, lambda: family(processes, mark, keep=keep), grace)
+    return _finish(members, lambda: family(processes, mark, part=part, keep=keep), grace)
 
 
 def end_leader_first(process: Process, *, grace: float) -> int:
@@ -167,12 +173,13 @@ def tail(log: Path, lines: int = 15) -> str:
         return "\n".join(file.read().decode("utf-8", "replace").splitlines()[-lines:])
 
 
-def _marked(mark: str) -> list[psutil.Process]:
+def _marked(mark: str, part: str | None) -> list[psutil.Process]:
     everyone = [(process, _session(process.pid)) for process in psutil.process_iter()]
     marked = []
     for process, session in everyone:
         try:
-            if process.environ().get(MARK) == mark:
+            environment = process.environ()
+            if environment.get(MARK) == mark and part in (None, environment.get(_PART)):
                 marked.append((process, session))
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue  # gone, or another user's: not ours either way
