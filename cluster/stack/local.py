@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
@@ -110,8 +111,13 @@ class _Start:
                 raise StackError(
                     "redis: this home's own Redis runs; take the stack down before using another"
                 )
+            self._wait_for_redis(url)
             self._record(None, redis_url=url, own_redis=False)
-        self._wait("redis", lambda: parts.redis_answers(self.stack.redis_url), min(30, self.timeout))
+            return
+        self._wait_for_redis(self.stack.redis_url)
+
+    def _wait_for_redis(self, url: str) -> None:
+        self._wait("redis", lambda: parts.redis_answers(url), min(30, self.timeout))
 
     def ray(self, address: str | None, cpus: float | None, dashboard_port: int | None) -> None:
         running = self.stack.process("ray")
@@ -123,18 +129,20 @@ class _Start:
             token = place.resolve() if place.exists() else None
             environment = {**self.environment, **parts.ray_environment(token)}
             found, dashboard_url = parts.find_ray(address, environment)
-            self._record(
-                None,
-                ray_address=found,
-                dashboard_url=dashboard_url,
-                token_path=token,
-                temporary=None,
-            )
-        elif running is None:
+            given: dict[str, Any] = {
+                "ray_address": found,
+                "dashboard_url": dashboard_url,
+                "token_path": token,
+            }
+            self._wait_for_ray(replace(self.stack, **given))
+            self._record(None, **given, temporary=None)
+            return
+        if running is None:
             self._start_ray(cpus, dashboard_port)
-        self._wait(
-            "ray", lambda: parts.ray_answers(self.stack.dashboard_url, self.stack.token()), self.timeout
-        )
+        self._wait_for_ray(self.stack)
+
+    def _wait_for_ray(self, stack: Stack) -> None:
+        self._wait("ray", lambda: parts.ray_answers(stack.dashboard_url, stack.token()), self.timeout)
 
     def _start_ray(self, cpus: float | None, dashboard_port: int | None) -> None:
         # A head that died leaves a raylet and ranks behind, and a dispatcher that waits for it in vain.
@@ -233,9 +241,15 @@ class _Start:
         self.begun.append(part)
 
     def _record(self, process: Process | None, **changes: object) -> None:
-        self.stack = replace(self.stack, **changes)  # type: ignore[arg-type]
+        stack = replace(self.stack, **changes)  # type: ignore[arg-type]
+        dispatcher = stack.process("dispatcher")
+        if dispatcher is not None and stack.addresses != self.stack.addresses:
+            # It would keep those that it was started with; a new one adopts the attempts that run.
+            _end_part(stack, "dispatcher")
+            stack = replace(stack, processes=tuple(each for each in stack.processes if each != dispatcher))
         if process is not None:
-            self.stack = replace(self.stack, processes=(*self.stack.processes, process))
+            stack = replace(stack, processes=(*stack.processes, process))
+        self.stack = stack
         write(self.paths.home, self.stack)
 
     def _note(self, note: str | None) -> None:

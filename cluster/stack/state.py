@@ -48,6 +48,11 @@ class Stack:
     processes: tuple[Process, ...] = ()
     notes: tuple[str, ...] = field(default=(), compare=False)
 
+    @property
+    def addresses(self) -> tuple[object, ...]:
+        """What the dispatcher is told when it starts, and does not ask for again."""
+        return (self.redis_url, self.ray_address, self.dashboard_url, self.serve_url, self.token_path)
+
     def process(self, name: str) -> Process | None:
         """The process of that part, if this stack started it."""
         return next((process for process in self.processes if process.name == name), None)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -87,6 +90,80 @@ def kill_redis(home: Path) -> None:
     while redises(home):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def redis_of_dispatcher(up: stack.Stack) -> str:
+    process = up.process("dispatcher")
+    assert process is not None
+    return psutil.Process(process.pid).environ()["TEXTVAE_REDIS_URL"]
+
+
+def test_a_redis_that_must_move_takes_the_dispatcher_with_it(home: Path) -> None:
+    first = stack.up(home, dispatcher=DISPATCHER)
+    assert stack.up(home, dispatcher=DISPATCHER) == first
+    kill_redis(home)
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", urlsplit(first.redis_url).port))
+        other.listen()
+        moved = stack.up(home, dispatcher=DISPATCHER)
+    assert moved.redis_url != first.redis_url
+    assert redis_of_dispatcher(moved) == moved.redis_url
+    assert moved.process("ray") == first.process("ray")
+    old = first.process("dispatcher")
+    assert old is not None
+    assert not old.alive()
+
+
+def test_another_redis_is_told_to_the_dispatcher_once_it_answers(home: Path, tmp_path: Path) -> None:
+    there = []
+    try:
+        for name in ("a", "b"):
+            paths = Paths(tmp_path / name)
+            paths.make()
+            there.append(parts.start_redis(paths, os.environ, parts.free_port()))
+        (_, one), (_, two) = there
+        first = stack.up(home, dispatcher=DISPATCHER, redis_url=one)
+        with pytest.raises(stack.StackError, match="redis: no answer"):
+            stack.up(
+                home,
+                dispatcher=DISPATCHER,
+                redis_url=f"redis://127.0.0.1:{parts.free_port()}/0",
+                timeout=0.1,
+            )
+        assert stack.read(home) == first
+        assert all(process.alive() for process in first.processes)
+        assert redis_of_dispatcher(stack.up(home, dispatcher=DISPATCHER, redis_url=two)) == two
+    finally:
+        processes.end([process for process, _ in there])
+
+
+@pytest.mark.parametrize("change", ["ray_address", "dashboard_url", "token_path"])
+def test_another_ray_is_told_to_the_dispatcher(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    found = {"ray_address": "127.0.0.1:1", "dashboard_url": "http://127.0.0.1:2"}
+    tokens = [tmp_path / "one", tmp_path / "two"]
+    for token in tokens:
+        token.write_text("token")
+    monkeypatch.setattr(parts, "find_ray", lambda *_: (found["ray_address"], found["dashboard_url"]))
+
+    def up(token: Path) -> Process:
+        environment = {"RAY_AUTH_TOKEN_PATH": str(token)}
+        process = stack.up(home, dispatcher=DISPATCHER, ray_address="auto", environment=environment).process(
+            "dispatcher"
+        )
+        assert process is not None
+        return process
+
+    first = up(tokens[0])
+    assert up(tokens[0]) == first
+    if change in found:
+        found[change] += "0"
+    second = up(tokens[change == "token_path"])
+    assert second.alive()
+    assert second != first
+    assert not first.alive()
 
 
 @pytest.mark.parametrize("then", ["down", "up"])
