@@ -305,7 +305,8 @@ def bench(ranks: int) -> Iterator[Bench]:
             settings = Settings.from_environment({"TEXTVAE_HOME": str(home)}).connected()
             head = up.process("ray")
             assert up.temporary is not None and head is not None
-            yield Bench(folder, settings, driver, up.temporary, head.pid, config, ranks)
+            sessions = parts.ray_sessions(up.temporary)
+            yield Bench(folder, settings, driver, sessions, head.pid, config, ranks)
         finally:
             stacks.down(home)
 

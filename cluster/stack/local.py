@@ -153,6 +153,7 @@ class _Start:
             _end_marked(self.mark, keep=keep)
             self.stack = replace(self.stack, processes=(keep,) if keep else ())
         temporary = parts.ray_temporary(self.paths)
+        self.stack = replace(self.stack, temporary=temporary)
         _empty(temporary)
         secret(self.paths.token)
         port = parts.free_port()
@@ -172,7 +173,6 @@ class _Start:
             ray_address=f"{LOOPBACK}:{port}",
             dashboard_url=f"http://{LOOPBACK}:{chosen}",
             token_path=self.paths.token,
-            temporary=temporary,
         )
 
     def serve_and_dispatcher(self, serve_port: int | None, dispatcher: list[str] | None) -> None:
@@ -224,11 +224,14 @@ class _Start:
         """End what this call started; what ran before stays as it was."""
         for part in reversed(self.begun):
             _end_part(self.stack, part)
+        before = self.old.temporary if self.old else None
+        if self.stack.temporary is not None and self.stack.temporary != before:
+            shutil.rmtree(self.stack.temporary, ignore_errors=True)
         if self.old is None:
             self.paths.stack.unlink(missing_ok=True)
             return
         kept = tuple(process for process in self.stack.processes if process.name not in self.begun)
-        write(self.paths.home, replace(self.stack, processes=kept))
+        write(self.paths.home, replace(self.stack, processes=kept, temporary=before))
 
     def _begin(self, part: str) -> None:
         """Called right before a part is started: ends what is left of it.

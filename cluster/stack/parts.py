@@ -30,7 +30,7 @@ PARTS: tuple[str, ...] = ("redis", "ray", "serve", "dispatcher")
 LOOPBACK = "127.0.0.1"
 
 # Ray's sockets must fit 107 bytes; its dashboard waits for ever, and all else for it, if one of its does not.
-_LONGEST_SOCKET = "/session_2026-01-31_23-59-59_999999_4194304/sockets/dash_TaskEventsHead"
+_LONGEST_SOCKET = "/r/session_2026-01-31_23-59-59_999999_4194304/sockets/dash_TaskEventsHead"
 _LONGEST_TEMPORARY = 107 - len(_LONGEST_SOCKET)
 
 # Without this, 127.0.0.1 means the machine's outer address to Ray: `ray start` listens on all interfaces, and
@@ -135,7 +135,7 @@ def redis_answers(url: str) -> str:
 
 
 def ray_temporary(paths: Paths) -> Path:
-    """A folder for Ray's sessions, short enough for its sockets, its owner's alone."""
+    """The folder around `ray_sessions`, short enough for Ray's sockets, its owner's alone."""
     folder = paths.run / "ray"
     if len(os.fsencode(folder)) > _LONGEST_TEMPORARY:
         key = sha256(os.fsencode(paths.home.resolve())).hexdigest()[:8]
@@ -156,6 +156,11 @@ def ray_temporary(paths: Paths) -> Path:
         raise StackError(f"ray: {folder} belongs to someone else; remove it or set TMPDIR to another folder")
     folder.chmod(0o700)
     return folder
+
+
+def ray_sessions(temporary: Path) -> Path:
+    """The folder that Ray is given, which it opens to every user of the machine: nobody comes as far."""
+    return temporary / "r"
 
 
 def ray_environment(token_path: Path | None) -> dict[str, str]:
@@ -196,7 +201,7 @@ def start_ray(
     # Fixed defaults would collide with another Ray of this machine.
     argv += ["--ray-client-server-port", str(free_port()), "--dashboard-agent-listen-port", "0"]
     argv += ["--min-worker-port", "0", "--max-worker-port", "0"]  # any; else 10002 to 19999 are reserved
-    argv += ["--temp-dir", str(temporary), "--object-store-memory", str(_OBJECT_STORE)]
+    argv += ["--temp-dir", str(ray_sessions(temporary)), "--object-store-memory", str(_OBJECT_STORE)]
     if cpus is not None:
         argv += ["--num-cpus", str(int(cpus))]
     environment = {

@@ -44,7 +44,7 @@ class Stack:
     token_path: Path | None
     mark: str = ""
     own_redis: bool = True  # False: it was given by its URL
-    temporary: Path | None = None  # our Ray's folder of sessions and sockets, removed by `down`
+    temporary: Path | None = None  # around our Ray's sessions and sockets, removed by `down`
     processes: tuple[Process, ...] = ()
     notes: tuple[str, ...] = field(default=(), compare=False)
 

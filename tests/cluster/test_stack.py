@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -312,6 +314,27 @@ def test_a_home_too_deep_for_the_sockets_has_them_elsewhere(
                 parts.ray_temporary(paths)
 
 
+def test_what_ray_opens_to_everyone_is_in_a_folder_that_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray._common.utils import try_to_create_directory
+
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp")
+    paths = Paths(tmp_path / ("long" * 12))
+    paths.make()
+    folder = parts.ray_temporary(paths)
+    try:
+        monkeypatch.setattr(processes, "start", lambda name, argv, *_: argv)
+        argv: Any = parts.start_ray(paths, {}, port=1, dashboard_port=2, cpus=None, temporary=folder)
+        given = argv[argv.index("--temp-dir") + 1]
+        try_to_create_directory(given)  # as `ray start` does
+        assert Path(given).stat().st_mode & 0o777 == 0o777
+        assert Path(given).parent == folder
+        assert folder.stat().st_mode & 0o777 == 0o700
+    finally:
+        shutil.rmtree(folder)
+
+
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, stack.Stack]]:
     # A path that is too long for Ray's sockets.
@@ -350,6 +373,9 @@ def test_every_part_answers_on_loopback_alone_and_to_nobody_without_a_secret(
     for secret in Paths(home).run.iterdir():
         if secret.is_file() and secret.suffix != ".lock":
             assert secret.stat().st_mode & 0o077 == 0, secret
+    assert started.temporary is not None
+    assert started.temporary.stat().st_mode & 0o077 == 0
+    assert [path.name for path in started.temporary.iterdir()] == [parts.ray_sessions(Path()).name]
     with pytest.raises(redis.exceptions.AuthenticationError):
         redis.Redis(port=int(started.redis_url.rsplit(":", 1)[1].split("/")[0])).ping()
     refused = httpx.get(f"{started.dashboard_url}/api/serve/applications/", trust_env=False)

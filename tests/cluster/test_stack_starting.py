@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -85,11 +85,34 @@ def redises(home: Path) -> list[int]:
 
 def kill_redis(home: Path) -> None:
     (pid,) = redises(home)
-    psutil.Process(pid).kill()
-    deadline = time.monotonic() + 10
-    while redises(home):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    process = psutil.Process(pid)
+    process.kill()
+    process.wait(10)  # it is a child of this process; now its port is free, too
+
+
+def test_a_first_start_that_fails_leaves_no_folder_of_ray(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    monkeypatch.setattr(parts, "_LONGEST_TEMPORARY", len(str(outside / "textvae-4294967295-01234567")))
+    monkeypatch.setattr(tempfile, "tempdir", str(outside))
+    deep = home / "far" / "too" / ("deep" * 12)
+
+    def interrupted(*_: object) -> None:
+        assert len(list(outside.iterdir())) == 1
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(parts, "ray_answers", interrupted)
+        stack.up(deep, dispatcher=None)
+    assert list(outside.iterdir()) == []
+    assert stack.read(deep) is None
+    up = stack.up(deep, dispatcher=None)
+    assert up.temporary is not None
+    assert up.temporary.parent == outside
+    stack.down(deep)
+    assert list(outside.iterdir()) == []
 
 
 def redis_of_dispatcher(up: stack.Stack) -> str:
