@@ -167,13 +167,14 @@ def resources(*, timeout: float = 5.0) -> tuple[dict[str, float], dict[str, floa
     return _within(timeout, "asking for resources", ask)
 
 
-def free_by_node(*, timeout: float = 5.0) -> list[dict[str, float]]:
-    """What is free on each node, by Ray's names. Raises ClusterError when Ray does not answer in time."""
+def nodes(*, timeout: float = 5.0) -> list[tuple[dict[str, float], dict[str, float]]]:
+    """What each node has, and what of it is free, by Ray's names. Or ClusterError."""
 
-    def ask() -> list[dict[str, float]]:
-        from ray._private.state import available_resources_per_node
+    def ask() -> list[tuple[dict[str, float], dict[str, float]]]:
+        from ray._private.state import available_resources_per_node, total_resources_per_node
 
-        return [dict(free) for free in available_resources_per_node().values()]
+        total, free = total_resources_per_node(), available_resources_per_node()
+        return [(dict(has), dict(free.get(node, {}))) for node, has in total.items()]
 
     return _within(timeout, "asking for the resources of nodes", ask)
 

@@ -47,13 +47,16 @@ class RayLauncher:
         all_cpus = max(cpus, self._settings.max_cpus or 0.0)
         all_gpus = max(gpus, self._settings.max_gpus or 0.0)
         grows = all_cpus > cpus or all_gpus > gpus  # then a rank may find room on a machine that is to come
-        nodes = [] if grows else launching.free_by_node()
+        nodes = [] if grows else launching.nodes()
         return Capacity(
             all_cpus,
             all_gpus,
             free.get("CPU", 0.0) + all_cpus - cpus,
             free.get("GPU", 0.0) + all_gpus - gpus,
-            tuple(Node(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes)
+            tuple(
+                Node(left.get("CPU", 0.0), left.get("GPU", 0.0), has.get("CPU", 0.0), has.get("GPU", 0.0))
+                for has, left in nodes
+            )
             if len(nodes) > 1
             else (),
         )

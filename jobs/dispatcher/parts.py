@@ -27,7 +27,7 @@ class Capacity:
     total_gpus: float
     free_cpus: float
     free_gpus: float
-    nodes: tuple[Node, ...] = ()  # what is free where; none if only the sums are known
+    nodes: tuple[Node, ...] = ()  # the machines; none if only the sums are known
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from jobs.scheduling.policy import Policy, Share
-from jobs.scheduling.values import SLACK, Cluster, Running, Shape
+from jobs.scheduling.values import SLACK, Cluster, Node, Running, Shape
 
 
 class Pool:
@@ -49,7 +49,25 @@ def too_large(shape: Shape, cluster: Cluster) -> str | None:
         return f"needs {shape.gpus:g} GPUs, the cluster has {cluster.total_gpus:g}"
     if shape.cpus > cluster.total_cpus + SLACK:
         return f"needs {shape.cpus:g} CPUs, the cluster has {cluster.total_cpus:g}"
-    return None
+    if not cluster.nodes:
+        return None
+    # A rank is on one machine: what no machine has, no sum of several has either.
+    hosts = sum(_hosts(shape, *_all_of(node)) for node in cluster.nodes)
+    if hosts >= shape.ranks:
+        return None
+    each = f"{shape.cpus / shape.ranks:g} CPUs"
+    if shape.gpus > 0:
+        each += f" and {shape.gpus / shape.ranks:g} GPUs"
+    ranks = "1 rank" if shape.ranks == 1 else f"{shape.ranks} ranks"
+    return f"needs machines for {ranks} of {each}, the cluster has them for {hosts or 'none'}"
+
+
+def _all_of(node: Node) -> tuple[float, float]:
+    """What a machine has, in use or not."""
+    return (
+        math.inf if node.total_cpus is None else node.total_cpus,
+        math.inf if node.total_gpus is None else node.total_gpus,
+    )
 
 
 def beyond_quota(shape: Shape, share: Share) -> str | None:

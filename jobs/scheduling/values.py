@@ -95,10 +95,12 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What is free on one machine."""
+    """One machine: what is free on it, and what it has in all."""
 
     cpus: float
     gpus: float
+    total_cpus: float | None = None  # none if nobody knows: it may be any number
+    total_gpus: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ class Cluster:
     total_gpus: float
     free_cpus: float
     free_gpus: float
-    nodes: tuple[Node, ...] = ()  # what is free where; without it, ranks fit wherever the sums allow it
+    nodes: tuple[Node, ...] = ()  # the machines; without them, ranks fit wherever the sums allow it
 
 
 @dataclass(frozen=True, slots=True)

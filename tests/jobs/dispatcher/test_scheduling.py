@@ -180,6 +180,26 @@ def test_a_gang_needs_room_for_whole_ranks(dispatcher: At, service: Service, sto
     assert running(store) == ["wide-1"]
 
 
+def test_a_rank_larger_than_any_machine_waits_for_a_larger_one_and_stops_nobody(
+    dispatcher: At, service: Service, queue: Queue, add_job: AddJob, cluster: Cluster
+):
+    cluster.capacity = Capacity(8, 0, 8, 0, (Node(4, 0, 4, 0), Node(4, 0, 4, 0)))
+    add_job("big", cpus=6, priority=10)
+    add_job("small", owner="bob")
+    dispatcher.step(3)
+    assert running(service.store) == ["small-1"]
+    unfit = [event for event in service.store.events("big") if event.kind is EventKind.UNFIT]
+    words = "needs machines for 1 rank of 6 CPUs, the cluster has them for none"
+    assert [event.detail["reason"] for event in unfit] == [words]
+    seen = queue.outlook()
+    assert seen is not None
+    reason = explainer(service.store, seen, Policy()).reason("big")
+    assert reason is not None and (reason.blocked, reason.text) == (Blocked.RESOURCES, f"it {words}")
+    cluster.capacity = Capacity(15, 0, 14, 0, (Node(3, 0, 4, 0), Node(4, 0, 4, 0), Node(7, 0, 7, 0)))
+    dispatcher.step()
+    assert running(service.store) == ["big-1", "small-1"]
+
+
 def test_a_released_or_freed_job_is_seen_without_reading_the_queue_again(
     dispatcher: At, service: Service, cluster: Cluster, add_job: AddJob, clock: Clock
 ):

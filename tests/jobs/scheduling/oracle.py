@@ -18,6 +18,11 @@ def fits(job: Waiting, cpus: float, gpus: float) -> bool:
     return job.cpus <= cpus + 1e-6 and job.gpus <= gpus + 1e-6
 
 
+def whole(nodes: Sequence[Node]) -> list[Node]:
+    """The machines as they are when nobody uses them."""
+    return [Node(node.total_cpus or 0, node.total_gpus or 0) for node in nodes]
+
+
 def packs(job: Waiting, nodes: Sequence[Node]) -> bool:
     """Whether the machines hold all of its ranks, each rank on one machine."""
     return sum(max(n for n in range(job.ranks + 1) if _holds(node, job, n)) for node in nodes) >= job.ranks
@@ -82,6 +87,7 @@ class Spec:
             and not job.blocked_by
             and (job.not_before is None or job.not_before <= self.now)
             and fits(job, self.cluster.total_cpus, self.cluster.total_gpus)
+            and packs(job, whole(self.cluster.nodes))
             and (share.cpus is None or job.cpus <= share.cpus + 1e-6)
             and (share.gpus is None or job.gpus <= share.gpus + 1e-6)
             and share.jobs != 0

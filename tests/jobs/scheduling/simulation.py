@@ -129,7 +129,7 @@ class Simulation:
             sum(self.mix.machines[i].gpus for i in up),
             sum(cpus for cpus, _ in free),
             sum(gpus for _, gpus in free),
-            tuple(Node(cpus, gpus) for cpus, gpus in free),
+            tuple(Node(*self._free[i], self.mix.machines[i].cpus, self.mix.machines[i].gpus) for i in up),
         )
 
     def _decide(self) -> None:

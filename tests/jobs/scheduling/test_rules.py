@@ -30,6 +30,7 @@ from jobs.scheduling import (
     decide,
     parse_policy,
     read_policy,
+    too_large,
 )
 from textvae.parsing import ConfigError
 
@@ -156,6 +157,32 @@ def test_without_a_known_end_only_what_the_first_does_not_need_is_given_away():
     free = Cluster(16, 2, 12, 0)  # its two GPUs are in use; of its CPUs there are plenty
     jobs = [first, *(waits(f"x{n:02}", sequence=10 + n) for n in range(12))]
     assert len(started(*jobs, running=running, cluster=free)) == 10  # two CPUs are kept for it
+
+
+def test_a_rank_that_no_machine_could_hold_is_in_nobodys_way():
+    two = Node(4, 0, 4, 0), Node(4, 0, 4, 0)
+    idle, others = Cluster(8, 0, 8, 0, two), [waits("x", owner="bob"), waits("y", owner="bob")]
+    large = waits("large", cpus=6, priority=200, since=-DAY)
+    assert started(large, *others, cluster=idle) == ["x", "y"]
+    reason = Explainer([large], [], idle, History(), Policy(), 0).reason("large")
+    assert reason is not None
+    assert reason.text == "it needs machines for 1 rank of 6 CPUs, the cluster has them for none"
+    busy = Cluster(8, 0, 0, 0, (Node(0, 0, 4, 0), Node(0, 0, 4, 0)))
+    running = (runs("r", cpus=4), runs("s", cpus=4))
+    assert decide([large], running, busy, History(), Policy(), 1000).preempt == ()  # in vain
+    three = Waiting("three", "ada", 0, 3, 9, 0, 1, 0)
+    assert too_large(three.shape, Cluster(9, 0, 9, 0, (*two, Node(1, 0, 1, 0)))) == (
+        "needs machines for 3 ranks of 3 CPUs, the cluster has them for 2"
+    )
+    mixed = Cluster(72, 1, 72, 1, (Node(8, 1, 8, 1), Node(64, 0, 64, 0)))
+    both = Waiting("both", "ada", 0, 1, 16, 1, 1, 0)
+    assert too_large(both.shape, mixed) == (
+        "needs machines for 1 rank of 16 CPUs and 1 GPUs, the cluster has them for none"
+    )
+    # What fits nowhere now but could, and what is not known, is waited for.
+    assert too_large(waits("a", cpus=4).shape, busy) is None
+    assert too_large(large.shape, Cluster(8, 0, 8, 0, (Node(4, 0), Node(4, 0)))) is None
+    assert too_large(large.shape, Cluster(8, 0, 8, 0)) is None
 
 
 def test_a_quota_keeps_back_the_owner_and_nobody_else():
