@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from jobs import attempt as attempts
@@ -19,8 +20,10 @@ from jobs.scheduling import (
     Growth,
     Patience,
     Policy,
+    Shape,
     Waiting,
     decide,
+    left_beside,
     read_policy,
     too_large,
 )
@@ -126,13 +129,24 @@ class Starter:
         """
         cpus, gpus = sum(job.cpus for job in active), sum(job.gpus for job in active)
         others_cpus, others_gpus = self._held_by_others(capacity, active)
-        return Cluster(
+        cluster = Cluster(
             capacity.total_cpus,
             capacity.total_gpus,
             min(capacity.free_cpus, capacity.total_cpus - others_cpus - cpus),
             min(capacity.free_gpus, capacity.total_gpus - others_gpus - gpus),
             capacity.nodes,
         )
+        if not cluster.nodes:
+            return cluster
+        # Promised, and still free on some machine: it is taken to be that of the attempts opened last.
+        cpus, gpus = capacity.free_cpus - cluster.free_cpus, capacity.free_gpus - cluster.free_gpus
+        promised: list[Shape] = []
+        for job in reversed(active):
+            if cpus <= SLACK and gpus <= SLACK:
+                break
+            promised.insert(0, Shape(job.ranks, job.cpus, job.gpus, None))
+            cpus, gpus = cpus - job.cpus, gpus - job.gpus
+        return replace(cluster, nodes=left_beside(promised, cluster))
 
     def _held_by_others(self, capacity: Capacity, active: Sequence[Running]) -> tuple[float, float]:
         """The CPUs and GPUs that somebody else uses of the cluster.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jobs.scheduling.policy import Policy, Share
 from jobs.scheduling.values import SLACK, Cluster, Node, Running, Shape
@@ -34,6 +34,15 @@ class Pool:
             node[0] -= here * shape.cpus / shape.ranks
             node[1] -= here * shape.gpus / shape.ranks
             left -= here
+
+
+def left_beside(gangs: Iterable[Shape], cluster: Cluster) -> tuple[Node, ...]:
+    """The machines with what is free on each once these gangs have their places too."""
+    pool = Pool(cluster)
+    for shape in gangs:
+        pool.take(shape)
+    free = zip(cluster.nodes, pool._nodes, strict=True)
+    return tuple(replace(node, cpus=cpus, gpus=gpus) for node, (cpus, gpus) in free)
 
 
 def _hosts(shape: Shape, cpus: float, gpus: float) -> int:

@@ -180,6 +180,35 @@ def test_a_gang_needs_room_for_whole_ranks(dispatcher: At, service: Service, sto
     assert running(store) == ["wide-1"]
 
 
+def test_machines_have_no_room_for_others_that_is_promised_to_a_gang_which_starts(
+    dispatcher: At, store: Store, cluster: Cluster, add_job: AddJob
+):
+    """As long as its ranks are not placed, the cluster shows nothing of them."""
+    idle = Node(4, 0, 4, 0), Node(4, 0, 4, 0)
+    cluster.capacity = Capacity(8, 0, 8, 0, idle)
+    store.add_job("gang", config={}, name="m", owner="ada", priority=0, ranks=2, cpus=6, gpus=0)
+    dispatcher.step()
+    add_job("two", cpus=2, owner="bob")
+    dispatcher.step(2)
+    assert running(store) == ["gang-1"]  # a CPU is left on each machine: two in all, and nowhere two
+    add_job("one", cpus=1, priority=1)
+    dispatcher.step()
+    assert running(store) == ["gang-1", "one-1"]
+
+
+def test_what_a_starting_gang_holds_already_is_not_taken_from_the_machines_again(
+    dispatcher: At, store: Store, cluster: Cluster, add_job: AddJob
+):
+    cluster.capacity = Capacity(8, 0, 8, 0, (Node(4, 0, 4, 0), Node(4, 0, 4, 0)))
+    dispatcher.step()  # nobody else uses any of it
+    store.add_job("gang", config={}, name="m", owner="ada", priority=0, ranks=1, cpus=4, gpus=0)
+    dispatcher.step()
+    cluster.capacity = Capacity(8, 0, 4, 0, (Node(0, 0, 4, 0), Node(4, 0, 4, 0)))  # placed, still starting
+    add_job("other", cpus=4, owner="bob")
+    dispatcher.step()
+    assert running(store) == ["gang-1", "other-1"]
+
+
 def test_a_rank_larger_than_any_machine_waits_for_a_larger_one_and_stops_nobody(
     dispatcher: At, service: Service, queue: Queue, add_job: AddJob, cluster: Cluster
 ):
