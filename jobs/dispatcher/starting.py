@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from jobs import attempt as attempts
+from jobs.dispatcher import claims
 from jobs.dispatcher.parts import Capacity, Launcher, Timings, who
 from jobs.failures import Failures
 from jobs.logs import about
@@ -29,12 +30,12 @@ from jobs.scheduling import (
 )
 from jobs.scheduling.values import SLACK
 from jobs.settings import Settings
-from jobs.store import Attempt, AttemptState, Cause, Running, Store
+from jobs.store import Attempt, AttemptState, Cause, Running, StaleAttempt, Store, StoreError
 from textvae.parsing import ConfigError
 
 logger = logging.getLogger("textvae.dispatcher")
 
-_TOGETHER = 16  # attempts opened in one transaction: they must all be launched before they count as lost
+_TOGETHER = 16  # attempts opened in one transaction
 _SETTLING = 10.0  # seconds after an attempt in which the cluster may still count its ranks
 _SHOWN_EVERY = 2.0  # seconds between two publications of what decisions are made of
 
@@ -196,16 +197,17 @@ class Starter:
             if opened is None:
                 logger.info("another dispatcher has started attempts; looking again")
                 break
-            for attempt in opened:
-                known.add((attempt.job, attempt.number))
-                try:
-                    self._launch(attempt)
-                except RuntimeError as error:
-                    # The others are open too, and must not be taken for lost. This one is found dead, or
-                    # alive after all.
-                    failure = failure or error
-                else:
-                    launched.append(attempt)
+            known.update((attempt.job, attempt.number) for attempt in opened)
+            with claims.kept(self._queue, opened, self._timings.claim_lease) as claimed:
+                for attempt in opened:
+                    try:
+                        if self._launch(attempt):
+                            launched.append(attempt)
+                    except RuntimeError as error:
+                        # The others are open too, and must not be taken for lost. This one is found dead, or
+                        # alive after all.
+                        failure = failure or error
+                    del claimed[attempt.job]
         if failure is not None:
             raise failure
         return launched
@@ -236,7 +238,15 @@ class Starter:
         self.outlook.look_again(job.id for job in mine if job.id not in begun)
         return opened
 
-    def _launch(self, attempt: Attempt) -> None:
+    def _launch(self, attempt: Attempt) -> bool:
+        """Launch an attempt, unless it has been ended meanwhile; whether it was launched."""
+        try:
+            self._store.check_attempt(attempt.job, attempt.number)
+        except StaleAttempt:
+            logger.info("%s was ended before it was launched", attempt.actor)
+            return False
+        except StoreError:
+            pass  # its process finds out by itself
         arguments = {
             "job": attempt.job,
             "number": attempt.number,
@@ -244,6 +254,7 @@ class Starter:
         }
         self._launcher.start(attempt.actor, attempts.main, arguments)
         logger.info("launched %s", attempt.actor, extra=about(attempt.job, attempt.number))
+        return True
 
     def _displace(self, decisions: Decisions) -> None:
         for each in decisions.preempt:

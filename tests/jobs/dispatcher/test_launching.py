@@ -4,16 +4,20 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import redis
 
 from jobs.config import JobConfig
 from jobs.dispatcher import Capacity, Dispatcher, Timings
 from jobs.queue import Entry, Queue
 from jobs.service import LAUNCH_GRACE, Service
 from jobs.settings import Settings
-from jobs.store import Cause, EventKind, JobState, Store
+from jobs.store import AttemptState, Cause, EventKind, JobState, Store
 
 from ..conftest import DATABASES as DATABASES
-from ..conftest import Clock
+from ..conftest import Clock, RedisServer
 from .conftest import AddJob, At, Cluster, end, running
 
 
@@ -134,6 +138,62 @@ def test_two_dispatchers_never_launch_a_job_twice(
         list(pool.map(work, dispatchers))
     assert sorted(cluster.started) == [f"{id}-1" for id in jobs]
     assert running(store) == sorted(cluster.started)
+
+
+def test_attempts_that_wait_for_a_slow_launch_are_not_taken_for_lost(
+    make: Callable[..., Dispatcher],
+    store: Store,
+    redis_server: RedisServer,
+    cluster: Cluster,
+    add_job: AddJob,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """They are open, and the process that could show that they are alive is still to be started."""
+    for id in ("one", "two", "three"):
+        add_job(id)
+    first, second = make(Timings(claim_lease=3)), make()
+    server = redis.Redis.from_url(redis_server.url)
+    start = cluster.start
+
+    def slow(name: str, *arguments: Any) -> None:
+        if name == "one-1":
+            # Until the claim of the next one is renewed, or has ended.
+            before = after = server.pttl("textvae:lease:two")
+            while 0 < after <= before:
+                before, after = after, server.pttl("textvae:lease:two")
+            clock.forward(LAUNCH_GRACE + 1)
+            second.watch(0.0)
+        start(name, *arguments)
+
+    monkeypatch.setattr(cluster, "start", slow)
+    assert len(first.launch()) == 3
+    server.close()
+    assert running(store) == sorted(cluster.started) == ["one-1", "three-1", "two-1"]
+
+
+def test_an_attempt_that_was_ended_before_its_launch_is_not_launched(
+    dispatcher: At,
+    service: Service,
+    cluster: Cluster,
+    add_job: AddJob,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """A dispatcher that was frozen for a while goes on with what others have given up."""
+    add_job("one")
+    add_job("two")
+    start = cluster.start
+
+    def frozen(name: str, *arguments: Any) -> None:
+        if name == "one-1":
+            service.finish("two", 1, AttemptState.LOST, by="another", cause=Cause.NEVER_STARTED)
+        start(name, *arguments)
+
+    monkeypatch.setattr(cluster, "start", frozen)
+    assert [attempt.actor for attempt in dispatcher.dispatcher.launch()] == ["one-1"]
+    assert cluster.started == ["one-1"]
+    dispatcher.step()
+    assert cluster.started == ["one-1", "two-2"]
 
 
 def test_a_crash_between_opening_and_launching_is_healed(
