@@ -35,12 +35,13 @@ from jobs.sweeps.search import checked
 # Without 0/o, 1/l/i and u/v: an id is read aloud and typed.
 ALPHABET = "23456789abcdefghjkmnpqrstwxyz"
 _GIVEN_ID = re.compile(r"[a-z0-9][a-z0-9-]{2,39}")
+_OWNER = 200  # characters: PostgreSQL takes no more
 _SWEEP_ID = 35  # characters of a sweep's id: its children's have up to five more, and 40 at most
 LAUNCH_GRACE = 20.0  # seconds that a launched attempt's process may take to come up before it counts as lost
 
 
 class InvalidRequest(ValueError):
-    """An id or a priority that cannot be; the message says what can."""
+    """An id, an owner or a priority that cannot be; the message says what can."""
 
 
 class Launcher(Protocol):
@@ -102,6 +103,9 @@ class Service:
                 f"id {id!r} must be {_SWEEP_ID} characters at most: it is a sweep's, and its children are "
                 f"called {id}.1 and so on"
             )
+        owner = owner or default_owner()
+        if len(owner) > _OWNER:
+            raise InvalidRequest(f"the owner's name has {len(owner)} characters; there may be {_OWNER}")
         trials = None if config.sweep is None else checked(config).size
         first = [self.store.job(other).id for other in after]
         first_any = [self.store.job(other).id for other in after_any]
@@ -112,7 +116,7 @@ class Service:
                     # A sweep's as it was given: see `Space`.
                     config=config.model_dump(mode="json", exclude_unset=trials is not None),
                     name=config.name,
-                    owner=owner or default_owner(),
+                    owner=owner,
                     priority=priority,
                     # A sweep itself takes nothing from the cluster.
                     ranks=0 if trials else config.resources.min_ranks,

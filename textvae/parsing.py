@@ -25,9 +25,9 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
-    """Base of every section: frozen, and closed to unknown keys."""
+    """Base of every section: frozen, closed to unknown keys, and with numbers that can be counted with."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 Parsed = TypeVar("Parsed", bound=BaseModel)

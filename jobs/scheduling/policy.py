@@ -10,6 +10,8 @@ from pydantic import Field
 
 from textvae.parsing import Section, parse, read_yaml
 
+_YEAR = 31_536_000  # seconds: moments are reckoned with these numbers, and there is none after the year 9999
+
 
 class Share(Section):
     """What one owner may have."""
@@ -51,7 +53,9 @@ class Policy(Section):
 
     default: Share = Field(default_factory=Share, description="of owners that are not listed")
     owners: dict[str, Share] = Field(default_factory=dict, description="shares by owner")
-    half_life: float = Field(86400.0, gt=0, description="seconds after which what was used counts half")
+    half_life: float = Field(
+        86400.0, gt=0, le=100 * _YEAR, description="seconds after which what was used counts half"
+    )
     lookahead: float = Field(
         600.0, ge=0, description="seconds for which a job is charged as soon as it starts"
     )
@@ -64,7 +68,10 @@ class Policy(Section):
         description="seconds without a turn, once lifted to the highest, after which jobs go first",
     )
     margin: float = Field(
-        180.0, ge=0, description="seconds that starting an attempt and ending it at its limit may take"
+        180.0,
+        ge=0,
+        le=_YEAR,
+        description="seconds that starting an attempt and ending it at its limit may take",
     )
     preemption: Preempting = Field(default_factory=Preempting)
     growing: Growing = Field(default_factory=Growing)

@@ -51,6 +51,10 @@ def test_overrides_reach_any_depth_and_are_typed():
         ("name=Bad Name", "is not a model name"),
         ("resources.ranks=100", "must be at least resources.ranks"),
         ("select.metric=bleu", "select.metric"),
+        (
+            "resources.cpus_per_rank=.inf",
+            "resources.cpus_per_rank: input should be a finite number (got inf)",
+        ),
     ],
 )
 def test_a_bad_override_says_which_and_why(override: str, said: str):

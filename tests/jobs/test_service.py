@@ -114,6 +114,12 @@ def test_a_priority_out_of_range_is_refused(service: Service, config: JobConfig)
     assert service.store.jobs() == []
 
 
+def test_an_owner_whom_no_database_could_name_is_refused(service: Service, config: JobConfig):
+    assert service.submit(config, owner="x" * 200).created
+    with pytest.raises(InvalidRequest, match="has 201 characters; there may be 200"):
+        service.submit(config, owner="x" * 201)
+
+
 def test_submitting_needs_no_redis(service: Service, offline: Service, config: JobConfig):
     done = offline.submit(config)
     assert (done.created, done.queued) == (True, False)

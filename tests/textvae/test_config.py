@@ -42,6 +42,14 @@ def test_an_unknown_key_names_the_nearest_known_one(mapping: dict, key: str, nea
     [
         ({"training": {"epochs": 0}}, "training.epochs: input should be greater than or equal to 1 (got 0)"),
         ({"training": {"epochs": "many"}}, "got 'many'"),
+        (
+            {"training": {"learning_rate": float("inf")}},
+            "training.learning_rate: input should be a finite number (got inf)",
+        ),
+        (
+            {"training": {"epochs": float("inf")}},
+            "training.epochs: input should be a finite number (got inf)",
+        ),
         ({"objective": "seed"}, "model.decoder must be repeat with objective seed"),
         ({"objective": "vae"}, "objective"),
         ({"vocabulary": {"kind": "bpe", "size": 100}}, "vocabulary.size must be at least 260"),

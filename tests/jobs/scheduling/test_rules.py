@@ -401,6 +401,11 @@ def test_a_policy_file_is_closed(tmp_path: Path):
         parse_policy({"half_live": 3})
     with pytest.raises(ConfigError, match="weight"):
         parse_policy({"default": {"weight": 0}})
+    for endless in (math.inf, 1e11):  # no clock goes back, or on, so far
+        with pytest.raises(ConfigError, match="half_life: input should be"):
+            parse_policy({"half_life": endless})
+        with pytest.raises(ConfigError, match="margin: input should be"):
+            parse_policy({"margin": endless})
 
 
 def test_the_documented_defaults_are_the_defaults():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,10 @@ def test_random_draws_lie_in_their_ranges_and_follow_from_the_seed():
     [
         ({"parameters": {"trainin.epochs": values(1)}}, "the nearest known one is training.epochs"),
         ({"parameters": {"kl_weight": values(1)}}, "the nearest known one is objective.kl_weight"),
+        (
+            {"search": "random", "trials": 2, "parameters": {"model.latent": {"min": 8, "max": math.inf}}},
+            r"model\.latent\.max: input should be a finite number \(got inf\)",
+        ),
         ({"parameters": {"sweep.seed": values(1)}}, "the nearest known one is seed"),
         ({"parameters": {"name": values("a")}}, "shared by all children"),
         ({"parameters": {"select.metric": values("loss")}}, "shared by all children"),
