@@ -29,7 +29,7 @@ def moment(text: str, now: datetime) -> datetime:
     """
     text = text.strip()
     if text.startswith("+"):
-        return now + timedelta(seconds=seconds(text[1:]))
+        return _apart(now, seconds(text[1:]), text)
     if _TIME.fullmatch(text):
         hour, minute, *rest = (int(part) for part in text.split(":"))
         day = now.replace(hour=hour, minute=minute, second=rest[0] if rest else 0, microsecond=0)
@@ -40,4 +40,20 @@ def moment(text: str, now: datetime) -> datetime:
         raise ValueError(
             f"{text!r} is no moment: such as 18:00, +2h, 2030-01-31T18:00 or 2030-01-31T18:00Z"
         ) from error
-    return given if given.tzinfo else given.replace(tzinfo=now.tzinfo)
+    return _apart(given if given.tzinfo else given.replace(tzinfo=now.tzinfo), 0, text)
+
+
+def ago(text: str, now: datetime) -> datetime:
+    """The moment that was so long before `now`. Raises ValueError for what is no length of time."""
+    return _apart(now, -seconds(text), text)
+
+
+def _apart(moment: datetime, seconds: float, text: str) -> datetime:
+    """A moment so many seconds later; ValueError if a clock of some zone could not show it."""
+    day = timedelta(days=1)
+    try:
+        later = moment + timedelta(seconds=seconds)
+        _ = later - 2 * day, later + 2 * day
+    except OverflowError as error:
+        raise ValueError(f"{text!r} is too far away: years go from 1 to 9999") from error
+    return later

@@ -30,6 +30,17 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML's own, but for values that look like another type and are none: it raises whatever it met."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError) as error:
+            problem = f"{node.value!r} is no {node.tag.rpartition(':')[2]} ({error}); text goes into quotes"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
+
+
 Parsed = TypeVar("Parsed", bound=BaseModel)
 
 
@@ -37,7 +48,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping that a YAML file holds; ConfigError, naming file and line, if it holds none."""
     path = Path(path)
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError as error:
         raise ConfigError(["no such file"], str(path)) from error
     except (OSError, UnicodeDecodeError) as error:
@@ -57,9 +68,10 @@ def apply_override(mapping: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise ConfigError([f"--set {override!r}: must be KEY=VALUE, such as training.epochs=3"], "--set")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise ConfigError([f"--set {override!r}: the value is not YAML"], "--set") from error
+        reason = getattr(error, "problem", error)
+        raise ConfigError([f"--set {override!r}: the value is not YAML: {reason}"], "--set") from error
     set_key(mapping, key, value, f"--set {override!r}")
 
 

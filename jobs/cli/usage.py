@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import click
 
@@ -74,13 +74,15 @@ def usage(by_job: bool, user: str | None, since: str | None, limit: int, as_json
 
 
 def _moment(text: str, now: datetime) -> datetime:
-    from jobs.durations import moment, seconds
+    from jobs.durations import ago, moment, seconds
 
     try:
-        return now - timedelta(seconds=seconds(text))
+        seconds(text)
     except ValueError:
-        pass
+        read = moment
+    else:
+        read = ago
     try:
-        return moment(text, now.astimezone())
+        return read(text, now.astimezone())
     except ValueError as error:
         raise errors.Wrong(f"--since: {error}") from error

@@ -46,7 +46,7 @@ class Database:
         """
         self.clock = clock
         try:
-            parsed = make_url(url)
+            parsed = _parsed(url)
             self._engine = _engine(parsed)
         except ModuleNotFoundError as error:
             raise StoreError(
@@ -93,6 +93,13 @@ class Database:
             if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
                 raise StoreUnavailable(f"the database {self.name} does not answer: {error.orig}") from error
             raise StoreError(f"the database {self.name} refuses: {error.orig}") from error
+
+
+def _parsed(url: str) -> URL:
+    try:
+        return make_url(url)
+    except ValueError as error:  # it tells what stands there: of a URL that is none, perhaps a password
+        raise ArgumentError("its port is no number") from error
 
 
 def _engine(url: URL) -> Engine:

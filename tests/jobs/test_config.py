@@ -48,6 +48,8 @@ def test_overrides_reach_any_depth_and_are_typed():
         ("training.epochs", "must be KEY=VALUE"),
         ("seed.x=1", "seed is a value, not a section"),
         ("training.epochs=[", "not YAML"),
+        ("name=2024-13-45", "'2024-13-45' is no timestamp (month must be in 1..12); text goes into quotes"),
+        ("model.tied=!!bool perhaps", "'perhaps' is no bool"),
         ("name=Bad Name", "is not a model name"),
         ("resources.ranks=100", "must be at least resources.ranks"),
         ("select.metric=bleu", "select.metric"),

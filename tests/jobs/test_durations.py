@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from jobs.durations import moment, seconds
+from jobs.durations import ago, moment, seconds
 
 NOON = datetime(2030, 6, 1, 12, 0, tzinfo=timezone(timedelta(hours=2)))
 
@@ -51,3 +51,21 @@ def test_moments(text: str, at: datetime):
 def test_what_is_no_moment_is_named(text: str):
     with pytest.raises(ValueError):
         moment(text, NOON)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["+99999999999d", "+" + 400 * "9", "+2999999d", "9999-12-31T23:00-05:00", "0001-01-01T01:00+05:00"],
+)
+def test_a_moment_that_no_clock_shows_is_named(text: str):
+    with pytest.raises(ValueError, match="too far away"):
+        moment(text, NOON)
+
+
+def test_a_while_ago():
+    assert ago("1d12h", NOON) == NOON - timedelta(hours=36)
+    with pytest.raises(ValueError, match="no length of time"):
+        ago("yore", NOON)
+    for text in ("99999999d", "99999999999d", 400 * "9"):
+        with pytest.raises(ValueError, match="too far away"):
+            ago(text, NOON)

@@ -130,7 +130,12 @@ def test_load_passes_over_what_only_the_service_reads(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("a: [1", "line 1"), ("- 1\n", "must be a mapping"), ("", "must be a mapping")],
+    [
+        ("a: [1", "line 1"),
+        ("- 1\n", "must be a mapping"),
+        ("", "must be a mapping"),
+        ("seed: 1\nname: 2024-13-45\n", r"line 2, column 7: not YAML: '2024-13-45' is no timestamp"),
+    ],
 )
 def test_a_file_that_is_no_config(tmp_path: Path, text: str, said: str):
     path = tmp_path / "bad.yaml"

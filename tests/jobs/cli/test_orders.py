@@ -102,6 +102,7 @@ def test_submit_says_when_and_after_what_a_job_may_start(run: Run, store: Store,
     [
         (["--after", "nobody"], 3, "no job's id begins with 'nobody'"),
         (["--not-before", "soon"], 2, "--not-before: 'soon' is no moment"),
+        (["--not-before", "+99999999999d"], 2, "--not-before: '+99999999999d' is too far away"),
         (["--time-limit", "long"], 2, "time_limit: 'long' is no length of time"),
         (["--after", "ended"], 2, "after job ended, which is cancelled: retry that one first"),
     ],
@@ -161,7 +162,9 @@ def test_usage_by_user_and_by_job(run: Run, store: Store, add_job: AddJob, clock
     since = clock.now - timedelta(hours=6)
     recent = json.loads(run("usage", "--since", since.isoformat(), "--json").stdout)
     assert {row["user"]: row["cpu_hours"] for row in recent} == {"ada": 20, "bob": 4}
-    assert run("usage", "--since", "yore").exit_code == 2
+    for wrong, words in (("yore", "'yore' is no moment"), ("99999999d", "'99999999d' is too far away")):
+        refused = run("usage", "--since", wrong)
+        assert (refused.exit_code, words in refused.stderr) == (2, True), refused.stderr
 
 
 def told(run: Run, job: str) -> dict[str, Any]:

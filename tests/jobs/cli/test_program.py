@@ -136,6 +136,20 @@ def test_a_number_out_of_all_bounds_is_told(offline: Run, words: tuple[str, ...]
     assert result.stderr.startswith("error: invalid value for ") and "is not in the range" in result.stderr
 
 
+def test_a_url_that_is_none_is_named_without_its_password(
+    offline: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEXTVAE_REDIS_URL", "redis://:secret@[::1")
+    doctor = offline("doctor")
+    assert doctor.exit_code == 1
+    assert "the Redis URL cannot be used: Invalid IPv6 URL" in doctor.stdout
+    monkeypatch.setenv("TEXTVAE_DATABASE_URL", "postgresql://u:secret@[::1/x")
+    listed = offline("list")
+    assert listed.exit_code == 2
+    assert listed.stderr.startswith("error: the database URL cannot be used (its port is no number); ")
+    assert "secret" not in doctor.output + listed.output
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_prints_a_script(shell: str, tmp_path: Path) -> None:
     if shell == "bash" and not shutil.which("bash"):
