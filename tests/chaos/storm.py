@@ -87,9 +87,11 @@ class Storm:
                 self._come(plan.kills - left)
                 self._tend()
                 now = time.monotonic()
-                if left and not (self._later or self._submit or self._unfinished(store)):
-                    self._note(f"every job has ended before {left} more kills")
-                    break
+                if left and not (self._submit or self._unfinished(store)):
+                    if not self._later:
+                        self._note(f"every job has ended before {left} more kills")
+                        break
+                    self._come(early=True)  # else there is nobody to kill, and they wait for kills
                 if left and now >= following and self._bearable(store, left) and self._kill(kind):
                     left, last, following = left - 1, now, now + self._pause()
                     kind = self._draw_kind()
