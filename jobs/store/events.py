@@ -36,7 +36,9 @@ class EventVerbs(Database):
 
         Whoever follows the history by id must not be overtaken by a smaller id that is committed later.
         SQLite has one writer at a time. PostgreSQL numbers rows as they are inserted, so there whoever adds
-        events waits its turn: not long, nor in a circle, as they are the last thing before the commit.
+        events waits its turn: not long, nor in a circle, as they are the last thing before the commit. Their
+        INSERT names jobs, and would wait for one whose row somebody holds FOR UPDATE: so every verb locks
+        rows FOR NO KEY UPDATE, and no harder.
         """
         with super().writing() as connection:
             connection.info[_PENDING] = []

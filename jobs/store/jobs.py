@@ -57,10 +57,11 @@ def job_of(row: Any) -> Job:
 def get_job(connection: Connection, job: str, *, lock: bool = False) -> Job:
     """The job with exactly this id, inside a transaction; with a `lock` nobody else changes it until its end.
 
-    (SQLite needs no lock, a transaction that writes has the database to itself, and leaves FOR UPDATE out.)
+    (SQLite needs no lock, a transaction that writes has the database to itself, and leaves it out. In
+    PostgreSQL it is FOR NO KEY UPDATE: `EventVerbs.writing` says why.)
     """
     query = select(*JOB).where(JobRow.id == job)
-    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
+    row = connection.execute(query.with_for_update(key_share=True) if lock else query).one_or_none()
     if row is None:
         raise NotFound(f"no job {job!r}")
     return job_of(row)
@@ -378,4 +379,4 @@ def _waiting(connection: Connection, job: str) -> list[tuple[str, str]]:
 def lock_in_order(connection: Connection, jobs: Iterable[str], *, read: bool = False) -> list[str]:
     """Lock those of these jobs that there are, oldest first: two that lock some never wait in a circle."""
     query = select(JobRow.id).where(JobRow.id.in_(list(jobs))).order_by(JobRow.sequence)
-    return list(connection.execute(query.with_for_update(read=read)).scalars())
+    return list(connection.execute(query.with_for_update(read=read, key_share=not read)).scalars())

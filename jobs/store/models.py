@@ -236,7 +236,8 @@ def beats(value: float | None, metric: str, mode: str, current: Version) -> bool
 
 def _lock(connection: Connection, model: str) -> None:
     """Until this transaction ends nobody else changes which version of the model is served."""
-    connection.execute(select(ModelRow.name).where(ModelRow.name == model).with_for_update())
+    query = select(ModelRow.name).where(ModelRow.name == model)
+    connection.execute(query.with_for_update(key_share=True))
 
 
 def _version(connection: Connection, model: str, version: int) -> Version:

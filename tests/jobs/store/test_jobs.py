@@ -9,10 +9,20 @@ import pytest
 from sqlalchemy import event
 
 from jobs.config import JobConfig
-from jobs.store import Ambiguous, AttemptState, Cause, Conflict, EventKind, JobState, NotFound, Store
+from jobs.store import (
+    Ambiguous,
+    AttemptState,
+    Cause,
+    Checkpoint,
+    Conflict,
+    EventKind,
+    JobState,
+    NotFound,
+    Store,
+)
 
 from ..conftest import DATABASES as DATABASES
-from .conftest import VALUES, AddJob, kinds
+from .conftest import VALUES, AddJob, checkpoint, kinds
 
 
 def test_a_job_keeps_its_whole_config(store: Store, config: JobConfig, add_job: AddJob):
@@ -123,6 +133,35 @@ def test_a_cancel_is_not_lost_between_two_states(store: Store, database_url: str
     failing.join(20)
     other.close()
     assert store.job("first").state is JobState.CANCELLED
+
+
+@pytest.mark.parametrize("stop", ["cancel", "stop early"])
+def test_who_stops_a_job_and_its_attempt_do_not_wait_for_one_another(
+    store: Store, database_url: str, add_job: AddJob, stop: str
+):
+    """Both add to the history: the attempt names the job's row there while the other holds it."""
+    add_job("first")
+    store.open_attempt("first", 1, by="test")
+    other = Store(database_url)
+    recorded: list[Checkpoint] = []
+    recording = threading.Thread(
+        target=lambda: recorded.append(other.record_checkpoint("first", 1, checkpoint(1)))
+    )
+
+    def between(*arguments: object) -> None:
+        if str(arguments[2]).startswith("UPDATE jobs SET cancel_requested"):
+            recording.start()
+            recording.join(0.5)  # SQLite has one writer at a time
+
+    event.listen(store._engine, "before_cursor_execute", between)
+    if stop == "cancel":
+        store.request_cancel("first", "ada")
+    else:
+        store.stop_early("first", "behind", "dispatcher")
+    recording.join(20)
+    other.close()
+    assert store.job("first").cancel_requested is not None
+    assert store.checkpoints("first") == recorded != []
 
 
 def test_retry_gives_new_attempts(store: Store, add_job: AddJob):
