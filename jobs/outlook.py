@@ -171,7 +171,7 @@ class Outlook:
         wanted = set(finished) - self._counted
         if not wanted:
             return
-        since = min(finished.values()) - timedelta(seconds=5)  # the row is written just before its event
+        since = min(finished.values()) - timedelta(seconds=5)  # its end is recorded just before its event
         while page := self._store.ended(since, limit=_PAGE):
             for ended in page:
                 if (ended.job, ended.number) in wanted:

@@ -123,10 +123,12 @@ class AttemptVerbs(OrderVerbs):
         What becomes of the job, and when it may be tried again, is `jobs.store.retries.after`. If it ends
         without success, the jobs that need its success end with it.
         """
-        now = self.clock()
         error = None if error is None else _text(error)
         with self.writing() as connection:
             self._guard(connection, job, number)
+            before = get_job(connection, job, lock=True)
+            # Once there is nothing left to wait for: whoever follows the events finds it by their moment.
+            now = self.clock()
             attempt = _attempt(connection, job, number)
             trained = 0.0 if attempt.started is None else (now - attempt.started).total_seconds()
             connection.execute(
@@ -134,7 +136,6 @@ class AttemptVerbs(OrderVerbs):
                 .where(AttemptRow.job == job, AttemptRow.number == number)
                 .values(state=state, finished=now, cause=cause, error=error, seconds=max(0.0, trained))
             )
-            before = get_job(connection, job, lock=True)
             then = after(before, state, cause, now)
             shown = error if then.why is None else f"{error or state}; {then.why}"
             if then.state is JobState.CANCELLED:

@@ -11,9 +11,10 @@ from datetime import timedelta
 import pytest
 
 from jobs.dispatcher import Capacity, Dispatcher, Timings
-from jobs.outlook import explainer
+from jobs.outlook import Outlook, explainer
 from jobs.queue import Queue
 from jobs.scheduling import Blocked, Node, Policy
+from jobs.scheduling import Cluster as Room
 from jobs.service import Service
 from jobs.settings import Settings
 from jobs.store import AttemptState, Cause, EventKind, JobState, Store
@@ -150,6 +151,27 @@ def test_what_was_used_is_known_to_the_next_dispatcher(
     add_job("bob-1", cpus=4, owner="bob")
     At(make()).step()
     assert running(service.store) == ["bob-1-1"]
+
+
+def test_an_attempt_whose_end_has_to_wait_for_the_database_is_charged_too(
+    store: Store, add_job: AddJob, clock: Clock, monkeypatch: pytest.MonkeyPatch
+):
+    outlook = Outlook(store, Policy())
+    add_job("first", cpus=2)
+    store.open_attempt("first", 1, by="test")
+    outlook.refresh()
+    clock.forward(100)
+    guard = store._guard
+
+    def late(*arguments: object) -> None:
+        guard(*arguments)  # type: ignore[arg-type]
+        clock.forward(60)  # somebody else had the row, or the whole database
+
+    monkeypatch.setattr(store, "_guard", late)
+    store.finish_attempt("first", 1, AttemptState.SUCCEEDED, by="attempt")
+    outlook.refresh()
+    used = outlook.history([], Room(4, 0, 4, 0)).used
+    assert used["ada"].cpu_seconds == pytest.approx(320, rel=0.01)  # a little has decayed
 
 
 def test_a_small_job_with_a_time_limit_goes_before_one_that_waits_for_room(
