@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from sqlalchemy import func, or_, select, text, update
@@ -101,26 +103,33 @@ def discard(store: EventVerbs, checkpoint: Checkpoint, by: str, reason: str) -> 
 def copy_to(store: Database, path: Path) -> None:
     """Copy an SQLite database, as of one moment, to a new file, while others read and write it.
 
-    Raises StoreError for any other kind of database.
+    Raises StoreError for any other kind of database, OSError if the file cannot be written.
     """
     with store.reading() as connection:
         if connection.dialect.name != "sqlite":
             raise StoreError(f"{store.name} is no SQLite file: it is backed up by its own tools")
         source = connection.connection.dbapi_connection
         assert source is not None  # a pool hands out open connections only
-        target = sqlite3.connect(path)
-        try:
+        with _file(path) as target:
             source.backup(target)
             # One file, without a log beside it, that also a reader without write access can open.
             target.execute("PRAGMA journal_mode = DELETE")
-        finally:
-            target.close()
 
 
 def write_ahead(path: Path) -> None:
-    """Set the SQLite database at `path` to write ahead, as the service wants it; a copy does not."""
-    connection = sqlite3.connect(path)
-    try:
+    """Set the SQLite database at `path` to write ahead, as the service wants it; a copy does not.
+
+    Raises OSError if the file cannot be written.
+    """
+    with _file(path) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
-    finally:
-        connection.close()
+
+
+@contextmanager
+def _file(path: Path) -> Iterator[sqlite3.Connection]:
+    """The SQLite database at `path`. What the driver says of it is OSError: a full disk, a file gone bad."""
+    try:
+        with closing(sqlite3.connect(path)) as connection:
+            yield connection
+    except sqlite3.Error as error:
+        raise OSError(f"{path}: {error}") from error

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import threading
 from collections.abc import Callable
@@ -136,6 +137,19 @@ def test_a_backup_that_fails_leaves_nothing(store: Store, settings: Settings, tr
     assert list((tmp_path / "copies").iterdir()) == []
     with pytest.raises(BackupError, match="exists"):
         backup(store, settings, tmp_path, TOOLS)
+
+
+def test_a_disk_that_fills_up_under_the_database_is_told(store: Store, settings: Settings, tmp_path: Path):
+    config = {"text": "x" * 3_000_000}
+    store.add_job("large", config=config, name="m", owner="ada", priority=0, ranks=1, cpus=1, gpus=0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))  # no file of this process may be larger
+    try:
+        with pytest.raises(BackupError, match=r"cannot be written: .*textvae\.db"):
+            backup(store, settings, tmp_path / "copies" / "copy", TOOLS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list((tmp_path / "copies").iterdir()) == []
 
 
 def test_a_restore_refuses_what_it_must(
