@@ -1,4 +1,4 @@
-"""What a dispatcher does about the sweeps in each of its passes: stop, make, end.
+"""What a dispatcher does about the sweeps in each of its passes: end, stop, make.
 
 It keeps nothing that matters: the configs that it has read, and how things stood when it looked last, so
 that a pass in which nothing has happened costs little.
@@ -18,6 +18,7 @@ from jobs.store import Job, JobState, NewTrial, Retry, StoreUnavailable, Trial
 from jobs.sweeps.search import NoSuggestion, Outcome, Past, choose
 from jobs.sweeps.space import Space
 from jobs.sweeps.stopping import Curve, behind
+from textvae.parsing import ConfigError
 
 logger = logging.getLogger("textvae.dispatcher")
 
@@ -73,18 +74,30 @@ class Sweeper:
             self._seen[sweep.id] = _Seen(sweep, changes, now)
 
     def _advance(self, sweep: Job) -> bool:
-        """Stop, make, end; whether there is more to do at once."""
+        """End, stop, make; whether there is more to do at once."""
+        # Ended first, which takes no config: one that this version cannot read can be cancelled all the same.
+        ended = self._service.end_sweep(sweep.id, by=self._by)
+        if ended is not None:
+            logger.info("sweep %s is %s", sweep.id, ended.state, extra=about(sweep.id))
+            return False
+        try:
+            return self._go_on(sweep)
+        except ConfigError as error:
+            reason = f"this version cannot go on with it: {error}"
+            cancelled = sweep.cancel_requested is not None  # then it makes no more anyway
+            if not cancelled and self._store.make_no_more(sweep.id, reason, self._by):
+                logger.warning("sweep %s: %s", sweep.id, reason, extra=about(sweep.id))
+            return False
+
+    def _go_on(self, sweep: Job) -> bool:
+        """Stop and make; whether there is more to make at once. Raises ConfigError."""
         space = self._space(sweep)
         select = space.config.select
         trials = self._store.trials(sweep.id, select.mode)
         needs_curves = space.sweep.early_stopping is not None or space.sweep.search == "optuna"
         curves = self._store.curves(sweep.id, select.metric) if needs_curves else {}
         self._stop(space, trials, curves)
-        made = self._make(sweep, space, trials, curves)
-        ended = self._service.end_sweep(sweep.id, by=self._by)
-        if ended is not None:
-            logger.info("sweep %s is %s", sweep.id, ended.state, extra=about(sweep.id))
-        return made == _TOGETHER
+        return self._make(sweep, space, trials, curves) == _TOGETHER
 
     def _stop(self, space: Space, trials: Sequence[Trial], curves: Mapping[str, Curve]) -> None:
         rule = space.sweep.early_stopping

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from jobs.config import from_mapping
 from jobs.dispatcher import Dispatcher
 from jobs.queue import Queue
 from jobs.service import InvalidRequest, Service
 from jobs.store import AttemptState, Cause, EventKind, Job, JobState, NewReport, Store
+from jobs.store.tables import JobRow
 from jobs.sweeps import sweeper
 from textvae.parsing import ConfigError
 
@@ -334,6 +336,36 @@ def test_a_sweep_that_cannot_be_read_keeps_no_other_from_going_on(
     dispatcher.step()
     assert len(running(store)) == 3
     assert store.job("broken").state is JobState.QUEUED
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_a_sweep_that_only_another_version_can_read_ends_after_its_children(
+    submit: Submit,
+    make: Callable[..., Dispatcher],
+    store: Store,
+    service: Service,
+    cluster: Cluster,
+    cancelled: bool,
+):
+    submit({"parallel": 1})
+    At(make()).step()
+    config = store.config("sweep")
+    config["training"]["key_of_another_version"] = 1
+    with store.writing() as connection:
+        connection.execute(update(JobRow).where(JobRow.id == "sweep").values(config=config))
+    if cancelled:
+        service.cancel("sweep", by="ada")
+    dispatcher = At(make())
+    dispatcher.step()
+    assert running(store) == ["sweep.1-1"] and store.job("sweep").state is JobState.RUNNING
+    end(service, cluster, "sweep.1")
+    dispatcher.step()
+    ended = store.job("sweep")
+    if cancelled:
+        assert (ended.state, ended.error) == (JobState.CANCELLED, None)
+    else:
+        assert ended.state is JobState.FAILED and "training.key_of_another_version" in str(ended.error)
+    assert len(store.trials("sweep")) == 1
 
 
 def test_nothing_is_recorded_of_a_sweep_with_a_child_that_cannot_be(submit: Submit, store: Store):
