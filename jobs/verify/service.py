@@ -1,0 +1,131 @@
+"""Database, queue, cluster and served models, compared with one another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from jobs.keeper import Keeper
+from jobs.service import LAUNCH_GRACE, same_order
+from jobs.store import AttemptState, repairs
+from jobs.verify.parts import Cluster, Disagreement, Finding, Kind, Parts
+
+
+def database(parts: Parts) -> Iterator[Finding]:
+    store = parts.service.store
+    for line in repairs.damage(store):
+        yield Disagreement(Kind.DAMAGE, "the database", line, None), None
+    for what, wrong in repairs.contradictions(store):
+        yield Disagreement(Kind.CONTRADICTION, what, wrong, None), None
+
+
+def attempts(parts: Parts) -> Iterator[Finding]:
+    if parts.cluster is None:
+        return
+    store, queue, cluster = parts.service.store, parts.service.queue, parts.cluster
+    # An attempt is recorded before it is launched, and its end before its process ends: what ran before this
+    # look at the records, and is none of the active ones, has been told to go.
+    names = cluster.names()
+    active = {attempt.actor: attempt for attempt in store.attempts(active=True)}
+    for name in sorted(names - set(active)):
+        job, _, number = name.rpartition("-")
+        known = number.isdigit() and any(a.number == int(number) for a in store.attempts(job))
+        detail = "its attempt has ended" if known else "no attempt of that name is recorded"
+        yield (
+            Disagreement(Kind.ZOMBIE, name, f"runs still; {detail}", "kill it" if known else None),
+            partial(cluster.stop, name) if known else None,
+        )
+    leases = queue.leases({attempt.job for attempt in active.values()})
+    now = store.clock()
+    for name, attempt in sorted(active.items()):
+        age = (now - attempt.opened).total_seconds()
+        if name in names or leases.get(attempt.job) == attempt.number:
+            continue
+        if attempt.state is AttemptState.STARTING and age < LAUNCH_GRACE:
+            continue
+        yield (
+            Disagreement(Kind.DEAD, name, "is active, but has no process", "record it as lost"),
+            lambda: parts.service.reconcile_attempts(_Snapshot(cluster)),
+        )
+
+
+class _Snapshot:
+    """Which attempts are alive, as `Service.reconcile_attempts` asks."""
+
+    def __init__(self, cluster: Cluster):
+        self._names = cluster.names()
+
+    def state(self, name: str) -> Any:
+        return "alive" if name in self._names else "dead"
+
+
+def queue(parts: Parts) -> Iterator[Finding]:
+    store, queue = parts.service.store, parts.service.queue
+    entries = queue.entries()
+    waiting = {job.id: job.attempt + 1 for job in store.queued() if job.eligible}
+    wrong = {id for id, number in waiting.items() if entries.get(id) != number}
+    foreign = set(entries) - set(waiting)
+    if wrong or foreign:
+        # A submit or a claim may have been under way: what is wrong for good is so a moment later.
+        time.sleep(0.5)
+        entries = queue.entries()
+        waiting = {job.id: job.attempt + 1 for job in store.queued() if job.eligible}
+        wrong &= {id for id, number in waiting.items() if entries.get(id) != number}
+        foreign &= set(entries) - set(waiting)
+    for id in sorted(wrong):
+        held = f"attempt {entries[id]}" if id in entries else "nothing"
+        yield (
+            Disagreement(
+                Kind.NOT_QUEUED,
+                f"job {id}",
+                f"waits for attempt {waiting[id]}, the queue holds {held} of it",
+                "queue it",
+            ),
+            parts.service.reconcile_queue,
+        )
+    if not wrong and not same_order(entries, waiting):
+        yield (
+            Disagreement(
+                Kind.NOT_QUEUED, "the queue", "holds jobs in another order than they go in", "queue them anew"
+            ),
+            parts.service.reconcile_queue,
+        )
+    for id in sorted(foreign):
+        yield (
+            Disagreement(Kind.FOREIGN, f"job {id}", "is in the queue and may not start", "take it out"),
+            parts.service.reconcile_queue,
+        )
+    active = {attempt.job: attempt.number for attempt in store.attempts(active=True)}
+    ended = {job.id: job.attempt for job in store.jobs() if job.attempt and job.id not in active}
+    for id, number in sorted(queue.leases(ended).items()):
+        if number <= ended[id]:
+            yield (
+                Disagreement(
+                    Kind.LEASE, f"job {id}", f"attempt {number} has ended and holds a lease", "release it"
+                ),
+                partial(queue.release, id, number),
+            )
+
+
+def dispatcher(parts: Parts) -> Iterator[Finding]:
+    if parts.service.queue.cluster() is None:
+        detail = "has not looked at the cluster within the last minute; `textvae-jobs up` starts one"
+        yield Disagreement(Kind.NO_DISPATCHER, "the dispatcher", detail, None), None
+
+
+def served(parts: Parts) -> Iterator[Finding]:
+    if parts.server is None:
+        return
+    store = parts.service.store
+    current: Mapping[str, Mapping[str, Any]] = parts.server.current()
+    served = {name: version.get("version") for name, version in current.items()}
+    promoted = {version.model: version.version for version in store.served()}
+    if promoted and served != promoted:
+        yield (
+            Disagreement(
+                Kind.NOT_SERVED, "the served models", f"are {served}, promoted are {promoted}", "serve them"
+            ),
+            Keeper(store, parts.server, parts.artifacts.location).compare,
+        )
