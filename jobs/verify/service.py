@@ -12,6 +12,8 @@ from jobs.service import LAUNCH_GRACE, same_order
 from jobs.store import AttemptState, repairs
 from jobs.verify.parts import Cluster, Disagreement, Finding, Kind, Parts
 
+_LEAVING = 60.0  # seconds that the process of an attempt that has ended may take to go
+
 
 def database(parts: Parts) -> Iterator[Finding]:
     store = parts.service.store
@@ -29,16 +31,18 @@ def attempts(parts: Parts) -> Iterator[Finding]:
     # look at the records, and is none of the active ones, has been told to go.
     names = cluster.names()
     active = {attempt.actor: attempt for attempt in store.attempts(active=True)}
-    for name in sorted(names - set(active)):
-        job, _, number = name.rpartition("-")
-        known = number.isdigit() and any(a.number == int(number) for a in store.attempts(job))
-        detail = "its attempt has ended" if known else "no attempt of that name is recorded"
-        yield (
-            Disagreement(Kind.ZOMBIE, name, f"runs still; {detail}", "kill it" if known else None),
-            partial(cluster.stop, name) if known else None,
-        )
-    leases = queue.leases({attempt.job for attempt in active.values()})
     now = store.clock()
+    for name in sorted(names - set(active)):
+        attempt = next((a for a in store.attempts(name.rpartition("-")[0]) if a.actor == name), None)
+        if attempt is None:
+            detail = "runs still; no attempt of that name is recorded"
+            yield Disagreement(Kind.ZOMBIE, name, detail, None), None
+        elif attempt.finished is not None and (now - attempt.finished).total_seconds() >= _LEAVING:
+            yield (
+                Disagreement(Kind.ZOMBIE, name, "runs still; its attempt has ended", "kill it"),
+                partial(cluster.stop, name),
+            )
+    leases = queue.leases({attempt.job for attempt in active.values()})
     for name, attempt in sorted(active.items()):
         age = (now - attempt.opened).total_seconds()
         if name in names or leases.get(attempt.job) == attempt.number:
@@ -97,8 +101,10 @@ def queue(parts: Parts) -> Iterator[Finding]:
             Disagreement(Kind.FOREIGN, f"job {id}", "is in the queue and may not start", "take it out"),
             parts.service.reconcile_queue,
         )
-    active = {attempt.job: attempt.number for attempt in store.attempts(active=True)}
-    ended = {job.id: job.attempt for job in store.jobs() if job.attempt and job.id not in active}
+    # In this order: what was a job's newest attempt before no attempt of it was active has ended.
+    newest = {job.id: job.attempt for job in store.jobs() if job.attempt}
+    active = {attempt.job for attempt in store.attempts(active=True)}
+    ended = {id: number for id, number in newest.items() if id not in active}
     for id, number in sorted(queue.leases(ended).items()):
         if number <= ended[id]:
             yield (

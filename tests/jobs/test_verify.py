@@ -170,6 +170,31 @@ def test_a_lease_of_an_attempt_that_has_ended(parts: Parts, store: Store, queue:
     repaired(parts, Kind.LEASE)
 
 
+@pytest.mark.parametrize("read", ["jobs", "attempts"])
+def test_a_lease_of_an_attempt_that_is_opened_meanwhile(
+    parts: Parts,
+    store: Store,
+    queue: Queue,
+    service: Service,
+    add_job: AddJob,
+    monkeypatch: pytest.MonkeyPatch,
+    read: str,
+):
+    add_job("first")
+    service.reconcile_queue()
+    original, opened = getattr(store, read), []
+
+    def meanwhile(*arguments: Any, **more: Any) -> Any:
+        if not opened:
+            opened.append(queue.take({"first": 1}, 60))
+            assert store.open_attempt("first", 1, "dispatcher")
+        return original(*arguments, **more)
+
+    monkeypatch.setattr(store, read, meanwhile)
+    assert verify(replace(parts, cluster=None), repair=True) == []
+    assert opened and queue.leases(["first"]) == {"first": 1}
+
+
 def test_an_attempt_without_a_process(
     parts: Parts, store: Store, queue: Queue, train: Any, cluster: Cluster, clock: Clock
 ):
@@ -193,10 +218,15 @@ def test_one_that_is_being_launched_is_not_dead(parts: Parts, store: Store, add_
     assert kinds(verify(parts)) == [Kind.DEAD]
 
 
-def test_a_process_of_an_attempt_that_has_ended(parts: Parts, store: Store, train: Any, cluster: Cluster):
+def test_a_process_of_an_attempt_that_has_ended(
+    parts: Parts, store: Store, train: Any, cluster: Cluster, clock: Clock
+):
     train("first")
     store.finish_attempt("first", 1, AttemptState.SUCCEEDED, by="attempt")
-    cluster.alive |= {"first-1", "somebody-else"}
+    cluster.alive.add("first-1")
+    assert verify(parts, repair=True) == []  # it is on its way out
+    clock.forward(100)
+    cluster.alive.add("somebody-else")
     found = verify(parts, repair=True)
     assert [(one.kind, one.what, one.repaired) for one in found] == [
         (Kind.ZOMBIE, "first-1", True),
