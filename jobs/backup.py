@@ -200,7 +200,8 @@ def _copy_artifacts(
             recorded = checkpoints.get(name)
             if recorded is None or not _pruned(live, recorded):
                 missing.append(name)
-            if recorded is not None and copy is not live:
+            # One that cannot be read now may be good: the copy must not say that it is gone.
+            if recorded is not None and copy is not live and not isinstance(error, OSError):
                 repairs.discard(copy, recorded, BY, f"not in the backup: {error}")
             continue
         copied[name] = digest

@@ -24,6 +24,10 @@ class ArtifactError(RuntimeError):
     """The artifact store cannot do what was asked; the message says which artifact and why."""
 
 
+class ArtifactUnavailable(ArtifactError, OSError):
+    """The artifact store does not answer, which says nothing about what is in it."""
+
+
 class Artifacts:
     """Checkpoints by name under `root`, a folder or a URI that pyarrow.fs understands.
 
@@ -75,7 +79,8 @@ class Artifacts:
         """A local folder that holds the checkpoint `name`: itself in a local store, else a copy under
         `cache`.
 
-        Raises ArtifactError if it is not there, CheckpointError if it is not whole.
+        Raises ArtifactError if it is not there, CheckpointError if it is not whole; an OSError, such as
+        ArtifactUnavailable, if that cannot be known, or `cache` not be written.
         """
         _check(name)
         manifest = self._manifest(name)
@@ -85,8 +90,10 @@ class Artifacts:
         if self.local is not None:
             folder = self.local / name
             for file in files:
-                if not (folder / file).is_file():
-                    raise CheckpointError(f"{folder / file}: missing; the checkpoint is not whole")
+                try:
+                    (folder / file).stat()
+                except (FileNotFoundError, NotADirectoryError) as error:
+                    raise CheckpointError(f"{folder / file}: missing; the checkpoint is not whole") from error
             return folder
         # The digest in the path: a name that was deleted and put again never finds the older copy.
         copy = cache / f"{name.replace('/', '--')}-{hashlib.sha256(manifest).hexdigest()[:16]}"
@@ -110,7 +117,7 @@ class Artifacts:
         return copy
 
     def exists(self, name: str) -> bool:
-        """Whether the checkpoint `name` is there, whole."""
+        """Whether the checkpoint `name` is there, whole. Raises ArtifactUnavailable."""
         _check(name)
         return self._manifest(name) is not None
 
@@ -161,7 +168,7 @@ class Artifacts:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise ArtifactError(f"{self.location(name)}: cannot be read: {error}") from error
+            raise ArtifactUnavailable(f"{self.location(name)}: cannot be read: {error}") from error
 
     def _put_local(self, folder: Path, name: str, files: dict[str, str], manifest: bytes) -> None:
         assert self.local is not None

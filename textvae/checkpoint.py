@@ -48,6 +48,13 @@ class CheckpointError(RuntimeError):
     """A folder is not the checkpoint that it should be: a file is missing, torn or changed."""
 
 
+class CheckpointUnreadable(CheckpointError, OSError):
+    """A file of a checkpoint cannot be read now: the disk or the network fails, permissions are missing.
+
+    It may be good, so whoever would delete it, or record that it is gone, must not go by this.
+    """
+
+
 @dataclass(frozen=True)
 class Position:
     """How far training has come."""
@@ -197,7 +204,10 @@ def load(folder: Path | str, *, digest: str | None = None, optimizer: bool = Tru
 
 
 def verify(folder: Path, *, digest: str | None = None) -> str:
-    """Check every file against the manifest, and that against `digest`; returns the digest."""
+    """Check every file against the manifest, and that against `digest`; returns the digest.
+
+    Raises CheckpointError, which is CheckpointUnreadable where a file is not known to be wrong.
+    """
     found = _hash_or_raise(folder / MANIFEST)
     if digest is not None and found != digest:
         raise CheckpointError(
@@ -218,7 +228,7 @@ def read_manifest(path: Path) -> dict[str, str]:
     try:
         return parse_manifest(path.read_bytes(), str(path))
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise _unread(path, error) from error
 
 
 def parse_manifest(content: bytes, origin: str) -> dict[str, str]:
@@ -280,7 +290,14 @@ def _hash_or_raise(path: Path) -> str:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: missing; the checkpoint is not whole") from error
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise _unread(path, error) from error
+
+
+def _unread(path: Path, error: OSError) -> CheckpointError:
+    """What is said of a file that cannot be opened, or not be read to its end."""
+    wrong = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+    kind = CheckpointError if wrong else CheckpointUnreadable
+    return kind(f"{path}: cannot be read: {error.strerror or error}")
 
 
 def _portable(tensor: torch.Tensor) -> torch.Tensor:

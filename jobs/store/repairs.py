@@ -85,6 +85,14 @@ def present(store: Database) -> list[Checkpoint]:
         return [checkpoint_of(row) for row in connection.execute(query)]
 
 
+def discarded(store: Database) -> list[Checkpoint]:
+    """Every checkpoint whose files nobody meant to delete, and that `discard` has recorded as gone."""
+    # The service marks a checkpoint, deletes its files and records that later.
+    query = select(*_CHECKPOINT).where(CheckpointRow.purged == CheckpointRow.deleted)
+    with store.reading() as connection:
+        return [checkpoint_of(row) for row in connection.execute(query.order_by(CheckpointRow.id))]
+
+
 def discard(store: EventVerbs, checkpoint: Checkpoint, by: str, reason: str) -> bool:
     """Record that the files of a checkpoint are not there; whether it counted as there until now."""
     now = store.clock()
@@ -96,6 +104,20 @@ def discard(store: EventVerbs, checkpoint: Checkpoint, by: str, reason: str) -> 
         ).rowcount
         if changed:
             detail = {"checkpoint": checkpoint.location, "reason": reason}
+            store._event(connection, EventKind.REPAIRED, job=checkpoint.job, by=by, detail=detail)
+        return bool(changed)
+
+
+def take_back(store: EventVerbs, checkpoint: Checkpoint, by: str) -> bool:
+    """Record that the files of a checkpoint that was discarded are there after all; whether that is new."""
+    with store.writing() as connection:
+        changed = connection.execute(
+            update(CheckpointRow)
+            .where(CheckpointRow.id == checkpoint.id, CheckpointRow.purged == CheckpointRow.deleted)
+            .values(deleted=None, purged=None)
+        ).rowcount
+        if changed:
+            detail = {"checkpoint": checkpoint.location, "reason": "its files are there again"}
             store._event(connection, EventKind.REPAIRED, job=checkpoint.job, by=by, detail=detail)
         return bool(changed)
 

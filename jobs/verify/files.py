@@ -1,10 +1,15 @@
-"""The artifact store, compared with what is recorded of it."""
+"""The artifact store, compared with what is recorded of it.
+
+What cannot be read now may be good: it is named as unreachable, and nothing is repaired of it. The artifact
+store and `Parts.check` raise an OSError for that.
+"""
 
 from __future__ import annotations
 
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -18,19 +23,28 @@ _HALF = (".partial", ".old")
 
 def checkpoints(parts: Parts) -> Iterator[Finding]:
     store = parts.service.store
+    bad: list[tuple[Checkpoint, str]] = []
     for recorded in repairs.present(store):
-        if recorded.deleted is not None:
-            # An attempt that works on the job deletes by itself what it marked.
-            busy = any(attempt.state.active for attempt in store.attempts(recorded.job))
-            if not busy and parts.artifacts.exists(recorded.location):
-                yield (
-                    Disagreement(Kind.LEFT_OVER, recorded.location, "was to be deleted", "delete it"),
-                    _deleter(parts, recorded),
-                )
+        try:
+            if recorded.deleted is not None:
+                if _left_over(parts, recorded):
+                    yield (
+                        Disagreement(Kind.LEFT_OVER, recorded.location, "was to be deleted", "delete it"),
+                        _deleter(parts, recorded),
+                    )
+                continue
+            wrong = _wrong(parts, recorded.location, recorded.digest)
+        except OSError as error:
+            yield _unreachable(recorded.location, error)
             continue
-        wrong = _wrong(parts, recorded.location, recorded.digest)
-        if wrong is None or _gone_since(parts, recorded):
-            continue
+        if wrong is not None and not _gone_since(parts, recorded):
+            bad.append((recorded, wrong))
+    # Asked last, as it may have gone while the others were read.
+    if bad and not parts.artifacts.list():
+        why = f"holds nothing, not one of {len(bad)} recorded checkpoints: is it mounted, and the right one?"
+        yield _unreachable(parts.artifacts.root, why)
+        return
+    for recorded, wrong in bad:
         yield (
             Disagreement(
                 Kind.CHECKPOINT,
@@ -42,13 +56,29 @@ def checkpoints(parts: Parts) -> Iterator[Finding]:
         )
 
 
+def _unreachable(what: str, why: object) -> Finding:
+    return Disagreement(Kind.UNREACHABLE, what, str(why), None), None
+
+
 def _wrong(parts: Parts, location: str, digest: str) -> str | None:
-    """What is wrong with the files of a record; none if they are what was recorded."""
+    """What is wrong with the files of a record; none if they are what was recorded.
+
+    Raises OSError if that cannot be known.
+    """
     try:
         parts.check(parts.artifacts.fetch(location, parts.cache), digest=digest)
+    except OSError:
+        raise
     except parts.broken as error:
         return str(error)
     return None
+
+
+def _left_over(parts: Parts, recorded: Checkpoint) -> bool:
+    """Whether a checkpoint that was to be deleted is there, and nobody is about to do it."""
+    # An attempt that works on the job deletes by itself what it marked.
+    busy = any(attempt.state.active for attempt in parts.service.store.attempts(recorded.job))
+    return not busy and parts.artifacts.exists(recorded.location)
 
 
 def _gone_since(parts: Parts, recorded: Checkpoint) -> bool:
@@ -69,10 +99,14 @@ def versions(parts: Parts) -> Iterator[Finding]:
     store = parts.service.store
     for model in store.models():
         for version in store.versions(model.name):
-            wrong = _wrong(parts, version.location, version.digest)
-            if wrong is None:
+            try:
+                wrong = _wrong(parts, version.location, version.digest)
+                if wrong is None:
+                    continue
+                again = _source_of(parts, version)
+            except OSError as error:
+                yield _unreachable(f"version {version.version} of {version.model}", error)
                 continue
-            again = _source_of(parts, version)
             serves = " (it is served now: roll back)" if version.version == model.current else ""
             yield (
                 Disagreement(
@@ -106,35 +140,52 @@ def _copier(parts: Parts, source: Checkpoint, version: Version) -> Callable[[], 
 
 def files(parts: Parts) -> Iterator[Finding]:
     store, artifacts = parts.service.store, parts.artifacts
-    # Files are put before they are recorded: what was listed and is no active attempt's should be recorded.
+    # An attempt puts files before it records them. What was there, and is no active attempt's a moment later,
+    # has been recorded by then or never will be: so what is recorded is read last.
     listed = artifacts.list()
     half = list(_half_written(parts))
-    recorded = {checkpoint.location for checkpoint in repairs.present(store)}
-    models = store.models()
-    recorded |= {version.location for model in models for version in store.versions(model.name)}
-    jobs = {job.id for job in store.jobs()}
     active = store.attempts(active=True)
     making = {store.job(attempt.job, exact=True).name for attempt in active}
+    recorded = {checkpoint.location for checkpoint in repairs.present(store)}
+    discarded = {checkpoint.location: checkpoint for checkpoint in repairs.discarded(store)}
+    models = store.models()
+    recorded |= {version.location for model in models for version in store.versions(model.name)}
+    owners = {"jobs": {job.id for job in store.jobs()}, "models": {model.name for model in models}}
     for name in listed:
-        parts_of = name.split("/")
-        if name in recorded or len(parts_of) < 3 or parts_of[0] not in ("jobs", "models"):
+        kind, _, rest = name.partition("/")
+        owner, _, rest = rest.partition("/")
+        if name in recorded or not rest or kind not in owners:
             continue
-        owner = parts_of[1]
-        if parts_of[0] == "jobs" and any(f"jobs/{a.job}/attempt-{a.number}/" in name for a in active):
+        if kind == "jobs" and any(name.startswith(f"jobs/{a.job}/attempt-{a.number}/") for a in active):
             continue
-        if parts_of[0] == "models" and owner in making:
+        if kind == "models" and owner in making:
             continue  # a version is put in place before it is recorded
-        ours = owner in jobs if parts_of[0] == "jobs" else any(owner == model.name for model in models)
-        detail = (
-            "nothing names it" if ours else f"there is no {parts_of[0][:-1]} {owner}: of another database?"
-        )
+        if owner not in owners[kind]:
+            detail = f"there is no {kind[:-1]} {owner}: of another database?"
+            yield Disagreement(Kind.UNRECORDED, name, detail, None), None
+            continue
+        try:
+            if not artifacts.exists(name):
+                continue  # it was pruned meanwhile
+            if name in discarded and _wrong(parts, name, discarded[name].digest) is None:
+                # The artifact store was not all there when it was looked for.
+                yield (
+                    Disagreement(
+                        Kind.UNRECORDED, name, "is recorded as gone, and is there", "record that it is there"
+                    ),
+                    partial(repairs.take_back, store, discarded[name], _BY),
+                )
+                continue
+        except OSError as error:
+            yield _unreachable(name, error)
+            continue
         yield (
-            Disagreement(Kind.UNRECORDED, name, detail, "delete it" if ours else None),
-            partial(parts.artifacts.delete, name) if ours else None,
+            Disagreement(Kind.UNRECORDED, name, "nothing names it", "delete it"),
+            partial(artifacts.delete, name),
         )
     for path, age in half:
-        if active and age < _OLD:
-            continue  # somebody may be at it
+        if age < _OLD:
+            continue  # somebody may be at it: an attempt, or a command that fetches a checkpoint
         yield (
             Disagreement(Kind.HALF_WRITTEN, str(path), "whoever wrote it has died", "delete it"),
             partial(shutil.rmtree, path),
@@ -142,11 +193,15 @@ def files(parts: Parts) -> Iterator[Finding]:
 
 
 def _half_written(parts: Parts) -> Iterator[tuple[Path, float]]:
-    """Folders that were begun or stepped aside, with their age. (An object store knows none: see `list`.)"""
+    """Folders that were begun or stepped aside, with the age in seconds of what was written last.
+
+    (An object store knows none: see `list`.)
+    """
     now = time.time()
     for root in (parts.artifacts.local, parts.cache):
         if root is None or not root.is_dir():
             continue
         for path in root.rglob(".*"):
             if path.suffix in _HALF and path.is_dir():
-                yield path, now - path.stat().st_mtime
+                with suppress(FileNotFoundError):  # whoever is at it is done
+                    yield path, now - max(each.stat().st_mtime for each in (path, *path.iterdir()))

@@ -61,6 +61,7 @@ class Disagreement:
 class Artifacts(Protocol):
     """What is asked of the artifact store (`textvae.artifacts.Artifacts`)."""
 
+    root: str
     local: Path | None
 
     def exists(self, name: str) -> bool: ...
@@ -85,7 +86,8 @@ class Parts:
     service: Service
     artifacts: Artifacts
     check: Callable[..., object]  # textvae.checkpoint.verify(folder, digest=...)
-    broken: tuple[type[Exception], ...]  # what that, and the artifact store, raise for what is not there
+    # What these raise for what is not there or not good; it is an OSError, too, if they cannot know.
+    broken: tuple[type[Exception], ...]
     cache: Path
     cluster: Cluster | None = None
     server: Server | None = None

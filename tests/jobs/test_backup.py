@@ -124,6 +124,24 @@ def test_what_is_recorded_and_cannot_be_read_is_told(
     assert [c.location for c in store.checkpoints("first")] == [newest, oldest]
 
 
+def test_what_cannot_be_read_now_is_not_recorded_as_gone(
+    store: Store, settings: Settings, train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    newest, oldest = train("first")
+    original = checkpoint.sha256
+
+    def sha256(path: Path) -> str:
+        if newest in str(path):
+            raise OSError(5, "Input/output error")
+        return original(path)
+
+    monkeypatch.setattr(checkpoint, "sha256", sha256)
+    assert backup(store, settings, tmp_path / "copy", TOOLS).missing == (newest,)
+    copy = Store(f"sqlite:///{tmp_path / 'copy' / DATABASE}")
+    assert [c.location for c in copy.checkpoints("first")] == [newest, oldest]
+    copy.close()
+
+
 def test_a_backup_that_fails_leaves_nothing(store: Store, settings: Settings, train: Any, tmp_path: Path):
     train("first")
 

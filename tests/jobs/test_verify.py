@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Mapping
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from pyarrow import fs
+from sqlalchemy import event, update
 
 from jobs.queue import Entry, Queue
 from jobs.service import Service
@@ -120,6 +122,15 @@ def promote(store: Store, settings: Settings, id: str) -> str:
         reason="",
     )
     return location
+
+
+def refuse(number: int, words: str) -> Callable[..., Any]:
+    """Whatever it is asked to do, the disk refuses."""
+
+    def refuses(*_: object) -> None:
+        raise OSError(number, words)
+
+    return refuses
 
 
 def kinds(found: list[Disagreement]) -> list[Kind]:
@@ -258,6 +269,75 @@ def test_a_checkpoint_whose_files_are_not_what_was_recorded(
     assert verify(parts) == []
 
 
+class Bucket:
+    """The artifact store as an object store, whose network is away."""
+
+    def __init__(self, folder: str):
+        self._folder = fs.SubTreeFileSystem(folder, fs.LocalFileSystem())
+
+    def open_input_stream(self, path: str) -> Any:
+        raise OSError("AWS Error NETWORK_CONNECTION during HeadObject operation")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._folder, name)
+
+
+@pytest.mark.parametrize("outage", ["network", "disk", "unmounted", "empty"])
+def test_what_cannot_be_read_now_is_named_and_nothing_is_repaired_of_it(
+    parts: Parts,
+    store: Store,
+    settings: Settings,
+    train: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    outage: str,
+):
+    train("first")
+    promote(store, settings, "first")
+    store.finish_attempt("first", 1, AttemptState.LOST, by="test")
+    parts = replace(parts, redis=False, server=None)
+    before, files = store.checkpoints("first"), parts.artifacts.list()
+    storage, away = Path(settings.storage), Path(settings.storage + "-away")
+    found: list[Disagreement] = []
+    if outage == "network":
+        remote = Artifacts("", Bucket(settings.storage))
+        found = verify(replace(parts, artifacts=remote), repair=True)
+    elif outage == "disk":
+        with monkeypatch.context() as patched:
+            patched.setattr(checkpoint, "sha256", refuse(5, "Input/output error"))
+            found = verify(parts, repair=True)
+    else:
+        storage.rename(away)
+        if outage == "empty":  # as a folder is on which nothing is mounted
+            storage.mkdir()
+        found = verify(parts, repair=True)
+        shutil.rmtree(storage, ignore_errors=True)
+        away.rename(storage)
+    assert Kind.UNREACHABLE in kinds(found) and not any(one.repaired for one in found)
+    assert store.checkpoints("first") == before and parts.artifacts.list() == files
+    assert verify(parts) == []
+
+
+def test_a_checkpoint_that_was_recorded_as_gone_and_is_there_is_taken_back(
+    parts: Parts, store: Store, settings: Settings, train: Any, tmp_path: Path
+):
+    """Of several disks one was not mounted."""
+    train("first")
+    train("second")
+    for id in ("first", "second"):
+        store.finish_attempt(id, 1, AttemptState.LOST, by="test")
+    parts = replace(parts, redis=False)
+    before = store.checkpoints("first")
+    folder = Path(settings.storage) / "jobs" / "first"
+    folder.rename(tmp_path / "away")
+    repaired(parts, Kind.CHECKPOINT, Kind.CHECKPOINT)
+    assert store.checkpoints("first") == []
+    (tmp_path / "away").rename(folder)
+    repaired(parts, Kind.UNRECORDED, Kind.UNRECORDED)
+    assert store.checkpoints("first") == before
+    told = [e.detail["reason"] for e in store.events("first") if e.kind is EventKind.REPAIRED]
+    assert told[2:] == ["its files are there again"] * 2
+
+
 def test_a_version_whose_files_are_gone_is_copied_again(
     parts: Parts, store: Store, settings: Settings, train: Any, cluster: Cluster
 ):
@@ -294,6 +374,7 @@ def test_files_that_nothing_names(parts: Parts, store: Store, settings: Settings
         shutil.copytree(source, storage / orphan)
     for half in ("jobs/first/attempt-1/.epoch-03.0123abcd.partial", "models/reviews/.v1.0123abcd.old"):
         (storage / half).mkdir()
+        os.utime(storage / half, (1, 1))
     found = verify(parts, repair=True)
     assert [(one.kind, Path(one.what).name, one.repaired) for one in found] == [
         (Kind.UNRECORDED, "epoch-09", True),
@@ -315,6 +396,72 @@ def test_what_an_active_attempt_writes_is_left_alone(
     shutil.copytree(storage / newest, storage / "models/reviews/v1")
     (storage / "jobs/first/attempt-1/.epoch-04.0123abcd.partial").mkdir()
     assert verify(parts, repair=True) == []
+
+
+def test_what_somebody_may_be_writing_is_left_alone(parts: Parts):
+    """No attempt is active: it may be a command that fetches a checkpoint."""
+    half = parts.cache / ".jobs--first--attempt-1--epoch-01-0123abcd.0123abcd.partial"
+    half.mkdir(parents=True)
+    assert verify(parts, repair=True) == []
+    (half / checkpoint.MODEL).write_bytes(b"more and more")
+    os.utime(half, (1, 1))
+    assert verify(parts, repair=True) == []
+    os.utime(half / checkpoint.MODEL, (1, 1))
+    repaired(parts, Kind.HALF_WRITTEN)
+
+
+def test_what_an_attempt_records_before_it_ends_is_left_alone_whenever_that_is(
+    parts: Parts,
+    store: Store,
+    settings: Settings,
+    database_url: str,
+    train: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """It has put a checkpoint and a version in place; it records both, and ends, between any two reads."""
+    parts = replace(parts, redis=False, cluster=None, server=None)
+    storage, other = Artifacts(settings.storage), Store(database_url)
+    listed, left = parts.artifacts.list, 0
+
+    def begin(prefix: str = "") -> list[str]:
+        nonlocal left
+        found = listed(prefix)
+        left = moment
+        return found
+
+    def count(*_: object) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            end()
+
+    def end() -> None:
+        other.record_checkpoint(id, 1, new)
+        best = other.checkpoints(id)[-1].id
+        made = {"model": "reviews", "version": number, "location": version, "checkpoint": best}
+        assert other.record_version(id, 1, **made, metric=id, mode="max", reason="")
+        other.finish_attempt(id, 1, AttemptState.SUCCEEDED, by="attempt")
+
+    monkeypatch.setattr(parts.artifacts, "list", begin)
+    event.listen(store._engine, "before_cursor_execute", count)
+    moment = 0
+    while left <= 0:  # until it would be after the last read
+        moment += 1
+        id = f"job-{moment}"
+        (first,) = train(id, 1)
+        last = f"jobs/{id}/attempt-1/epoch-02"
+        storage.put(tmp_path / first, last)
+        new = NewCheckpoint("epoch-02", last, store.checkpoints(id)[0].digest, 2, 2, 0, 0.1, {"m": 1})
+        number = store.reserve_version(id, 1, "reviews")
+        version = f"models/reviews/v{number}"
+        storage.put(tmp_path / first, version)
+        assert verify(parts, repair=True) == []
+        if left > 0:
+            end()
+        assert storage.exists(last) and storage.exists(version)
+    assert moment > 3
+    other.close()
 
 
 def test_a_checkpoint_that_was_to_be_deleted(parts: Parts, store: Store, settings: Settings, train: Any):
@@ -371,10 +518,7 @@ def test_a_repair_that_fails_says_why(
     store.finish_attempt("first", 1, AttemptState.SUCCEEDED, by="attempt")
     shutil.copytree(Path(settings.storage) / newest, Path(settings.storage) / "jobs/first/attempt-1/epoch-09")
 
-    def refuse(name: str) -> None:
-        raise OSError(30, "Read-only file system")
-
-    monkeypatch.setattr(parts.artifacts, "delete", refuse)
+    monkeypatch.setattr(parts.artifacts, "delete", refuse(30, "Read-only file system"))
     (found,) = verify(parts, repair=True)
     assert not found.repaired
     assert "Read-only file system" in found.detail

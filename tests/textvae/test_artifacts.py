@@ -11,7 +11,7 @@ import pytest
 from pyarrow import fs
 
 from textvae import artifacts
-from textvae.artifacts import ArtifactError, Artifacts
+from textvae.artifacts import ArtifactError, Artifacts, ArtifactUnavailable
 from textvae.checkpoint import FILES, CheckpointError, verify
 
 
@@ -105,6 +105,17 @@ def test_a_torn_folder_is_not_put(store, tmp_path):
 def test_what_is_not_there_is_an_error(store, tmp_path):
     with pytest.raises(ArtifactError, match="m/1: no such checkpoint"):
         store.fetch("m/1", tmp_path / "cache")
+
+
+def test_a_store_that_does_not_answer_is_not_one_without_the_checkpoint(tmp_path):
+    class Away:
+        def open_input_stream(self, path: str) -> None:
+            raise OSError("AWS Error NETWORK_CONNECTION")
+
+    for ask in (Artifacts("", Away()).exists, lambda name: Artifacts("", Away()).fetch(name, tmp_path)):
+        with pytest.raises(ArtifactUnavailable, match="m/1: cannot be read: AWS Error") as raised:
+            ask("m/1")
+        assert isinstance(raised.value, ArtifactError) and isinstance(raised.value, OSError)
 
 
 @pytest.mark.parametrize("name", ["", "/etc", "a/../b", "a//b", ".hidden", "a\\b"])

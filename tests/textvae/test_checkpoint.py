@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from textvae import checkpoint
-from textvae.checkpoint import CheckpointError, Position, Saved, to_keep
+from textvae.checkpoint import CheckpointError, CheckpointUnreadable, Position, Saved, to_keep
 from textvae.config import Config
 from textvae.model import TextVAE
 from textvae.parsing import parse
@@ -107,6 +107,23 @@ def test_a_missing_file_is_named(tmp_path, trained, vocabulary, name):
     (tmp_path / "a" / name).unlink()
     with pytest.raises(CheckpointError, match=f"{name}: missing"):
         checkpoint.load(tmp_path / "a")
+
+
+def test_a_file_that_cannot_be_read_is_not_one_that_is_wrong(tmp_path, trained, vocabulary, monkeypatch):
+    save(tmp_path / "a", trained, vocabulary)
+    save(tmp_path / "b", trained, vocabulary)
+    (tmp_path / "b" / checkpoint.MODEL).unlink()
+    (tmp_path / "b" / checkpoint.MODEL).mkdir()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be read: Is a directory") as wrong:
+        checkpoint.verify(tmp_path / "b")
+    assert not isinstance(wrong.value, OSError)
+
+    def fails(path: Path) -> str:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(checkpoint, "sha256", fails)
+    with pytest.raises(CheckpointUnreadable, match=r"manifest\.json: cannot be read: Input/output error"):
+        checkpoint.verify(tmp_path / "a")
 
 
 def test_another_digest_is_refused(tmp_path, trained, vocabulary):
