@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any, Literal, cast
 
 from textvae.config import METRICS, Config, without_service
-from textvae.parsing import ConfigError, apply_override, read_yaml
+from textvae.parsing import ConfigError, apply_override, positive, read_yaml
 
 FINISHED, FAILED, USAGE, STOPPED = 0, 1, 2, 130
 _SHOWN = ("loss", "reconstruction", "kl", "sentiment_accuracy", "token_accuracy", "active_units")
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--threads",
-        type=int,
+        type=positive,
         metavar="N",
         help="CPU threads (resources.cpus_per_rank); they decide the last bits",
     )

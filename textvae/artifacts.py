@@ -39,7 +39,10 @@ class Artifacts:
         self.local: Path | None = None
         self._filesystem: Any = filesystem
         self._base = ""
-        parts = urlsplit(self.root)
+        try:
+            parts = urlsplit(self.root)
+        except ValueError as error:
+            raise ArtifactError(f"artifact store {self.root}: not a URI: {error}") from error
         if filesystem is not None:
             self._base = self.root.strip("/")
         elif "://" not in self.root:

@@ -51,7 +51,7 @@ def json_option(command: Command) -> Command:
 
 def terminal() -> bool:
     """Whether someone is looking at stdout."""
-    return sys.stdout.isatty()
+    return sys.stdout is not None and sys.stdout.isatty()  # None: the caller has closed it
 
 
 def console(stderr: bool = False) -> Console:

@@ -82,7 +82,7 @@ class Policy(Section):
 
     def level(self, priority: int, waited: float, top: int) -> int:
         """The priority of a group that has had no turn for so many seconds, lifted up to `top`."""
-        return min(max(top, priority), priority + math.floor(max(waited, 0.0) / self.ageing))
+        return min(max(top, priority), priority + math.floor(min(max(waited, 0.0) / self.ageing, 1e6)))
 
     def overdue_after(self, priority: int, top: int) -> float:
         """Seconds without a turn after which a group of this priority goes before all that is not overdue."""

@@ -118,6 +118,11 @@ def test_a_store_that_does_not_answer_is_not_one_without_the_checkpoint(tmp_path
         assert isinstance(raised.value, ArtifactError) and isinstance(raised.value, OSError)
 
 
+def test_a_root_that_is_no_uri_is_named():
+    with pytest.raises(ArtifactError, match=r"artifact store s3://\[x: not a URI"):
+        Artifacts("s3://[x")
+
+
 @pytest.mark.parametrize("name", ["", "/etc", "a/../b", "a//b", ".hidden", "a\\b"])
 def test_a_name_stays_below_the_root(store, name, tmp_path):
     with pytest.raises(ArtifactError, match="not an artifact's name"):

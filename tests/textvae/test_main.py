@@ -114,6 +114,14 @@ def test_bad_data_is_an_error_that_names_the_file(config, capsys, tmp_path):
     assert "reviews.tsv" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("count", ["0", "-1", "two", "1.5"])
+def test_threads_are_counted(count, config, capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.main([str(config), "--threads", count])
+    assert ended.value.code == command.USAGE
+    assert f"--threads: must be a whole number of at least 1, got '{count}'" in capsys.readouterr().err
+
+
 def test_a_device_that_is_not_there_is_an_error_before_anything_is_written(config, capsys, tmp_path):
     arguments = [str(config), "--output", str(tmp_path / "out"), "--device", "foo"]
     assert command.main(arguments) == command.USAGE

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from textvae.evaluate.arguments import OPTIONS, PARTS, parts
+from textvae.parsing import positive
 
 FINISHED, FAILED, USAGE = 0, 1, 2
 
@@ -89,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         "--data-folder", type=Path, metavar="DIR", help="where prepared reviews are kept (~/.textvae/data)"
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:1; the first GPU if there is one")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads")
     return parser
 
 
