@@ -242,10 +242,13 @@ def no_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
+# Ray Train's own errors, which it does not export.
+_LOSSES = ("WorkerHealthCheckTimeoutError", "WorkerGroupStartupFailedError")
+
+
 def _lost(error: BaseException) -> bool:
-    """Whether Ray says so of a rank that it cannot reach, or that does not answer it."""
-    silent = type(error).__name__ == "WorkerHealthCheckTimeoutError"
-    return silent or isinstance(error, ray.exceptions.RayError)
+    """Whether Ray says so of a rank: it cannot reach it, hears nothing of it, or saw it die as it started."""
+    return type(error).__name__ in _LOSSES or isinstance(error, ray.exceptions.RayError)
 
 
 def _root(error: BaseException) -> BaseException:

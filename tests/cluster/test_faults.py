@@ -42,6 +42,15 @@ def test_a_host_without_memory_is_not_the_fault_of_training():
     assert training._fault(killed) == "out-of-memory"
 
 
+def test_a_rank_that_is_killed_as_it_starts_is_not_the_fault_of_training():
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+
+    killed = WorkerGroupStartupFailedError("At least one of the worker actors failed to initialize.")
+    reason = training._Desk(lambda message: {}).reason(killed)
+    assert isinstance(reason, training.RankError)
+    assert (reason.fault, reason.permanent) == ("rank-lost", False)
+
+
 @pytest.mark.parametrize("ended", [True, False])
 def test_a_training_that_has_ended_is_not_failed_by_what_ray_cannot_clear_away(
     ended: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
