@@ -137,8 +137,15 @@ class _Start:
             self._wait_for_ray(replace(self.stack, **given))
             self._record(None, **given, temporary=None)
             return
-        if running is None:
-            self._start_ray(cpus, dashboard_port)
+        if running is not None:
+            try:
+                self._wait_for_ray(self.stack)
+                return
+            except StackError:
+                if running.alive():
+                    raise
+            # It was about to end when this call began: a head follows its raylet, some seconds later.
+        self._start_ray(cpus, dashboard_port)
         self._wait_for_ray(self.stack)
 
     def _wait_for_ray(self, stack: Stack) -> None:

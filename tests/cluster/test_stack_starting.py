@@ -138,6 +138,24 @@ def test_a_redis_that_must_move_takes_the_dispatcher_with_it(home: Path) -> None
     assert not old.alive()
 
 
+def test_a_ray_that_ends_while_it_is_waited_for_is_started_again(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = stack.up(home, dispatcher=DISPATCHER).process("ray")
+    assert first is not None
+
+    def dying(*_: object) -> str:
+        if first.alive():
+            psutil.Process(first.pid).kill()
+            raise stack.StackError("ray: no answer")
+        return "ray"
+
+    monkeypatch.setattr(parts, "ray_answers", dying)
+    again = stack.up(home, dispatcher=DISPATCHER).process("ray")
+    assert again is not None and again.alive()
+    assert again.pid != first.pid
+
+
 def test_another_redis_is_told_to_the_dispatcher_once_it_answers(home: Path, tmp_path: Path) -> None:
     there = []
     try:
