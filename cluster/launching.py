@@ -168,7 +168,7 @@ def resources(*, timeout: float = 5.0) -> tuple[dict[str, float], dict[str, floa
 
 
 def nodes(*, timeout: float = 5.0) -> list[tuple[dict[str, float], dict[str, float]]]:
-    """What each node has, and what of it is free, by Ray's names. Or ClusterError."""
+    """What each node has, and what of it is free, by Ray's names. Raises ClusterError if Ray is silent."""
 
     def ask() -> list[tuple[dict[str, float], dict[str, float]]]:
         from ray._private.state import available_resources_per_node, total_resources_per_node

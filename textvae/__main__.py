@@ -15,7 +15,8 @@ from types import FrameType
 from typing import Any, Literal, cast
 
 from textvae.config import METRICS, Config, without_service
-from textvae.parsing import ConfigError, apply_override, positive, read_yaml
+from textvae.devices import DeviceError, choose, threads
+from textvae.parsing import ConfigError, apply_override, read_yaml
 
 FINISHED, FAILED, USAGE, STOPPED = 0, 1, 2, 130
 _SHOWN = ("loss", "reconstruction", "kl", "sentiment_accuracy", "token_accuracy", "active_units")
@@ -68,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--threads",
-        type=positive,
+        type=threads,
         metavar="N",
         help="CPU threads (resources.cpus_per_rank); they decide the last bits",
     )
@@ -99,7 +100,6 @@ def _train(config: Config, settings: _Settings, options: argparse.Namespace, out
     import torch
 
     from textvae import checkpoint, heap, train
-    from textvae.devices import DeviceError, choose
     from textvae.sources import SourceError
 
     try:

@@ -1,8 +1,15 @@
-"""The device that a command line names, checked before anything is loaded onto it."""
+"""The device and the threads that a command line names, checked before anything is loaded.
+
+PyTorch is imported only by what needs it, so that a command line's help answers at once.
+"""
 
 from __future__ import annotations
 
-import torch
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 class DeviceError(ValueError):
@@ -14,6 +21,8 @@ def choose(name: str | None) -> torch.device:
 
     Raises DeviceError, which says what would be right.
     """
+    import torch
+
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name is None:
         return torch.device("cuda" if gpus else "cpu")
@@ -30,3 +39,10 @@ def choose(name: str | None) -> torch.device:
             "cpu is always there"
         )
     return device
+
+
+def threads(text: str) -> int:
+    """A number of threads, for argparse. Raises ArgumentTypeError if it is none, or below 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)

@@ -6,7 +6,6 @@ This module imports neither torch nor numpy, so that a command line can check a 
 
 from __future__ import annotations
 
-import argparse
 import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -145,10 +144,3 @@ def sections(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [section for part in get_args(annotation) for section in sections(part)]
-
-
-def positive(text: str) -> int:
-    """A count on a command line, for argparse. Raises ArgumentTypeError if it is none, or below 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-# The largest number that every database takes, and larger than any that makes sense.
-MOST = 2**31 - 1
+_MOST = 2**31 - 1  # the largest number that every database takes, and larger than any that makes sense
 
 _PRESET = re.compile(r"[a-z0-9._-]+")
 
@@ -44,6 +43,24 @@ def load(config: str, overrides: Iterable[str]) -> JobConfig:
             f"shipped are {', '.join(known)}"
         )
     return load(config, overrides)
+
+
+def count(least: int = 1) -> click.IntRange:
+    """The type of a number from `least` on."""
+    return click.IntRange(least, _MOST)
+
+
+def limit_option(what: str, default: int | None = 50) -> Callable[[Command], Command]:
+    """`--limit`: at most so many; without a default, `what` tells it."""
+    shown = default is not None
+    return click.option(
+        "--limit", default=default, show_default=shown, type=count(), help=f"At most so many{what}."
+    )
+
+
+def seed_option(what: str) -> Callable[[Command], Command]:
+    """`--seed`, 0 by default."""
+    return click.option("--seed", type=count(0), default=0, show_default=True, help=what)
 
 
 def job_argument(many: bool = False) -> Callable[[Command], Command]:

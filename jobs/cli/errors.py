@@ -79,14 +79,17 @@ _EXPECTED: dict[tuple[str, str], int] = {
 
 
 # What a disk says that takes nothing more, of whatever is written.
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
 def translate(error: BaseException) -> Failure | None:
     """The failure that stands for an expected error of a layer below; None for one that nobody foresaw."""
-    if isinstance(error, OSError) and error.errno in _DISK:
-        where = "the output" if error.filename is None else str(error.filename)
+    if isinstance(error, OSError) and error.errno in _FULL:
+        where = error.filename or "the output"
         return Failure(f"{where} cannot be written: {error.strerror}; make room, or write elsewhere")
+    if isinstance(error, OSError) and error.errno == errno.EIO:
+        # Of a file that is open already, Python does not tell which, nor what was tried.
+        return Failure(f"{error.filename or 'a file or the output'}: {error.strerror}; is the disk in order?")
     for base in type(error).__mro__:
         for (module, name), code in _EXPECTED.items():
             # A module that grew into a folder keeps its name as the folder's.

@@ -49,7 +49,7 @@ def _numbers(command: Command) -> Command:
 )
 @_numbers
 @click.option("--device", help="cpu, cuda or cuda:1. Default: the first GPU if there is one.")
-@click.option("--threads", type=click.IntRange(1, arguments.MOST), help="CPU threads. Default: PyTorch's.")
+@click.option("--threads", type=arguments.count(), help="CPU threads. Default: PyTorch's.")
 @click.option(
     "--output",
     "file",

@@ -22,17 +22,8 @@ _WIDTHS = (7, 19, 10, 7, 16, 14)
 @click.command()
 @click.argument("job", metavar="[JOB]", required=False, shell_complete=arguments.complete_job)
 @click.option("--follow", "-f", is_flag=True, help="Go on printing what happens, until Ctrl-C.")
-@click.option(
-    "--after",
-    metavar="EVENT",
-    type=click.IntRange(0, arguments.MOST),
-    help="Only what came after this event.",
-)
-@click.option(
-    "--limit",
-    type=click.IntRange(1, arguments.MOST),
-    help="At most so many, the newest; 50 without JOB and --after, else all.",
-)
+@click.option("--after", metavar="EVENT", type=arguments.count(0), help="Only what came after this event.")
+@arguments.limit_option(", the newest; 50 without JOB and --after, else all", None)
 @output.json_option
 def events(job: str | None, follow: bool, after: int | None, limit: int | None, as_json: bool) -> None:
     """Show what happened: to a job, or to all of them.

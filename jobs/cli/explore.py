@@ -65,18 +65,12 @@ class _Told:
 )
 @click.option(
     "--neighbours",
-    type=click.IntRange(0, arguments.MOST),
+    type=arguments.count(0),
     default=5,
     show_default=True,
     help="Nearest validation reviews of each review; 0 for none.",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(0, arguments.MOST),
-    default=0,
-    show_default=True,
-    help="Seed of reviews and samples drawn.",
-)
+@arguments.seed_option("Seed of reviews and samples drawn.")
 @output.json_option
 def explore(
     what: str,

@@ -22,13 +22,7 @@ _STATES = ("queued", "running", "succeeded", "failed", "cancelled")
     "--state", "states", multiple=True, type=click.Choice(_STATES), help="Only this state; may be repeated."
 )
 @click.option("--owner", help="Only this owner's jobs.")
-@click.option(
-    "--limit",
-    default=50,
-    show_default=True,
-    type=click.IntRange(1, arguments.MOST),
-    help="At most so many jobs.",
-)
+@arguments.limit_option(" jobs")
 @click.option(
     "--sweep",
     metavar="JOB",

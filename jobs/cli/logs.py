@@ -24,9 +24,7 @@ _POLL = 0.5  # seconds between two looks at a log
 @click.command()
 @arguments.job_argument()
 @click.option("--follow", "-f", is_flag=True, help="Go on printing until the job has ended.")
-@click.option(
-    "--attempt", type=click.IntRange(1, arguments.MOST), help="The log of this attempt instead of the newest."
-)
+@click.option("--attempt", type=arguments.count(), help="The log of this attempt instead of the newest.")
 @click.option(
     "--offset",
     default=0,

@@ -102,7 +102,7 @@ def show(model: str, as_json: bool) -> None:
 
 @models.command()
 @arguments.model_argument
-@click.argument("version", type=click.IntRange(1, arguments.MOST))
+@click.argument("version", type=arguments.count())
 @_reason
 @output.json_option
 def promote(model: str, version: int, reason: str, as_json: bool) -> None:
@@ -133,9 +133,7 @@ def _told(version: Version, as_json: bool) -> None:
 @models.command()
 @arguments.model_argument
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option(
-    "--version", type=click.IntRange(1, arguments.MOST), help="This version instead of the served one."
-)
+@click.option("--version", type=arguments.count(), help="This version instead of the served one.")
 @output.json_option
 def export(model: str, folder: Path, version: int | None, as_json: bool) -> None:
     """Copy a version's files to a new FOLDER, verified.

@@ -34,18 +34,12 @@ _PICTURES = ("curves", "latent", "tsne", "lda", "kl", "histograms")
 )
 @click.option(
     "--reviews",
-    type=click.IntRange(2, arguments.MOST),
+    type=arguments.count(2),
     default=_REVIEWS,
     show_default=True,
     help="Validation reviews to show, if there are so many.",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(0, arguments.MOST),
-    default=0,
-    show_default=True,
-    help="Seed of every random choice.",
-)
+@arguments.seed_option("Seed of every random choice.")
 @output.json_option
 def plot(what: str, folder: Path | None, reviews: int, seed: int, as_json: bool) -> None:
     """Draw a job's curves and its latent space as PNG.

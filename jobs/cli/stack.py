@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from jobs.cli import errors, output, service
+from jobs.cli import arguments, errors, output, service
 
 if TYPE_CHECKING:
     from cluster.stack import Stack
@@ -40,7 +40,7 @@ SERVE_PORT = 8000
     type=click.IntRange(1, 65535),
     help="The port of the served model.",
 )
-@click.option("--cpus", type=click.IntRange(1), help="CPUs to offer to jobs; all of this machine by default.")
+@click.option("--cpus", type=arguments.count(), help="CPUs to offer to jobs; all of this machine by default.")
 @click.option(
     "--timeout",
     default=120.0,

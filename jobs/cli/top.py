@@ -31,13 +31,7 @@ _SHARES = ("owner", "running", "waiting", "cpus", "gpus", "used")
     metavar="SECONDS",
     help="Look again so often.",
 )
-@click.option(
-    "--limit",
-    type=click.IntRange(1, arguments.MOST),
-    default=15,
-    show_default=True,
-    help="At most so many jobs that wait.",
-)
+@arguments.limit_option(" jobs that wait", 15)
 @output.json_option
 def top(once: bool, every: float, limit: int, as_json: bool) -> None:
     """Show live what runs, what waits, and what the cluster has.

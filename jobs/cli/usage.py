@@ -17,13 +17,7 @@ from jobs.cli import arguments, errors, output, service
     metavar="TIME",
     help="Only from then on: a length of time before now, such as 7d or 12h, or a moment such as 2030-01-31.",
 )
-@click.option(
-    "--limit",
-    default=50,
-    show_default=True,
-    type=click.IntRange(1, arguments.MOST),
-    help="At most so many lines.",
-)
+@arguments.limit_option(" lines")
 @output.json_option
 def usage(by_job: bool, user: str | None, since: str | None, limit: int, as_json: bool) -> None:
     """Show CPU-hours and GPU-hours by user, or by job.

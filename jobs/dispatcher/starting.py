@@ -245,8 +245,8 @@ class Starter:
         except StaleAttempt:
             logger.info("%s was ended before it was launched", attempt.actor)
             return False
-        except StoreError:
-            pass  # its process finds out by itself
+        except StoreError as error:
+            logger.warning("%s is launched unseen, and looks by itself: %s", attempt.actor, error)
         arguments = {
             "job": attempt.job,
             "number": attempt.number,

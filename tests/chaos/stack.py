@@ -33,6 +33,8 @@ _SIGNS = {
 }
 _REVIEWS = 200
 
+SLOW = 600.0  # seconds after which something has failed, on whatever machine
+
 
 class Service:
     """A home's service; `folder` of the home holds the reviews and configs of its jobs."""

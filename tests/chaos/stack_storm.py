@@ -17,7 +17,7 @@ from jobs.store import CauseKind, JobState, Store
 
 from .ground import until
 from .oracle import problems
-from .stack import Service
+from .stack import SLOW, Service
 
 # What is killed, and how often beyond the first time.
 WEIGHTS = {
@@ -32,7 +32,6 @@ WEIGHTS = {
     "raylet": 1,
 }
 _OPERATED = ("dispatcher", "redis", "head", "raylet")  # what only `up` starts again
-_SLOW = 600.0  # seconds that this waits for what is not measured, on whatever machine
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class StackStorm:
         try:
             began = time.monotonic()
             self._submit()
-            until(lambda: not self._unfinished(), "a job to end in peace", _SLOW, 0.05)
+            until(lambda: not self._unfinished(), "a job to end in peace", SLOW, 0.05)
             journal.calm = time.monotonic() - began
             kinds = sorted(WEIGHTS)
             self._draw.shuffle(kinds)
@@ -89,7 +88,7 @@ class StackStorm:
             until(lambda: not self._unfinished(), "every job to end", patience, 0.05)
             journal.settled = time.monotonic() - last
             until(lambda: not self._service.processes("attempt", "rank"), "every process to end", 60, 0.2)
-            until(self._served, "what is promoted to be served", _SLOW, 0.5)
+            until(self._served, "what is promoted to be served", SLOW, 0.5)
             journal.found = problems(
                 self._store, self._service.settings, self._service.expected, served=self._service.served()
             )
@@ -113,7 +112,7 @@ class StackStorm:
         while True:
             while self._unfinished() < self._plan.busy:
                 self._submit()
-            until(lambda: self._service.processes(kind) or not self._unfinished(), f"a {kind}", _SLOW, 0.05)
+            until(lambda: self._service.processes(kind) or not self._unfinished(), f"a {kind}", SLOW, 0.05)
             time.sleep(moment)
             there = self._service.processes(kind)
             if not there:

@@ -14,7 +14,7 @@ from jobs.store import AttemptState, Cause, JobState, Store
 from ..home import open_home
 from .ground import until
 from .oracle import problems
-from .stack import Service
+from .stack import SLOW, Service
 from .stack_storm import Plan, StackStorm
 
 pytestmark = [
@@ -24,7 +24,6 @@ pytestmark = [
 ]
 
 SEED = int(os.environ.get("TEXTVAE_CHAOS_SEED", "1"))
-SLOW = 600.0  # seconds after which something has failed, on whatever machine
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from textvae.devices import DeviceError, choose, threads
 from textvae.evaluate.arguments import OPTIONS, PARTS, parts
-from textvae.parsing import positive
 
 FINISHED, FAILED, USAGE = 0, 1, 2
 
@@ -22,7 +22,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import torch
 
     from textvae.checkpoint import CheckpointError
-    from textvae.devices import DeviceError, choose
     from textvae.evaluate import EvaluationError, Options, records, showing
     from textvae.sources import SourceError
 
@@ -90,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         "--data-folder", type=Path, metavar="DIR", help="where prepared reviews are kept (~/.textvae/data)"
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:1; the first GPU if there is one")
-    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads")
+    parser.add_argument("--threads", type=threads, metavar="N", help="CPU threads")
     return parser
 
 

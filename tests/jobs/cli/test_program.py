@@ -106,6 +106,9 @@ def test_a_full_disk_is_named_with_the_file() -> None:
     failure = errors.translate(OSError(errno.ENOSPC, "No space left on device", "plots/latent.png"))
     assert failure is not None and failure.exit_code == errors.FAILED
     assert failure.format_message().startswith("plots/latent.png cannot be written: No space left on device")
+    failure = errors.translate(OSError(errno.EIO, "Input/output error"))  # of a read, perhaps
+    assert failure is not None and failure.exit_code == errors.FAILED
+    assert failure.format_message() == "a file or the output: Input/output error; is the disk in order?"
     assert errors.translate(OSError(errno.EBADF, "Bad file descriptor")) is None  # a bug of ours
 
 
@@ -127,6 +130,7 @@ def test_a_full_disk_is_named_with_the_file() -> None:
         ("explore", "x", "--samples", "*"),
         ("explore", "x", "--steps", "*"),
         ("evaluate", "x", "--threads", "*"),
+        ("up", "--cpus", "*"),
         ("plot", "x", "--seed", "-1"),
     ],
 )
