@@ -18,7 +18,7 @@ from textvae import checkpoint
 from textvae.artifacts import ArtifactError, Artifacts
 from textvae.checkpoint import CheckpointError
 
-from .test_verify import promote, train
+from .trained import promote, train
 
 __all__ = ["train"]
 

@@ -1,0 +1,166 @@
+"""Database, queue, cluster and served models: every disagreement is named, and what can be repaired is."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from jobs.queue import Entry, Queue
+from jobs.service import Service
+from jobs.settings import Settings
+from jobs.store import AttemptState, Job, JobState, Store
+from jobs.store.tables import JobRow
+from jobs.verify import Kind, Parts, verify
+
+from ..conftest import Clock, RedisServer
+from ..trained import promote
+from .conftest import Cluster, Server, kinds, repaired
+
+DATABASES = ("sqlite", "postgresql")
+
+AddJob = Callable[..., Job]
+
+
+def test_parts_that_agree(parts: Parts, store: Store, settings: Settings, train: Any, server: Server):
+    assert verify(parts) == []
+    train("first")
+    assert parts.cluster is not None
+    parts.cluster.alive.add("first-1")  # type: ignore[attr-defined]
+    promote(store, settings, "first")
+    assert kinds(verify(parts, repair=True)) == [Kind.NOT_SERVED]
+    assert server.serves["reviews"]["version"] == 1
+    assert verify(parts) == []
+
+
+def test_a_job_that_is_not_queued_and_one_that_should_not_be(
+    parts: Parts, queue: Queue, add_job: AddJob, service: Service
+):
+    add_job("missing")
+    queue.push([Entry("foreign", number=1, priority=0, sequence=1)])
+    repaired(parts, Kind.NOT_QUEUED, Kind.FOREIGN)
+    assert queue.entries() == {"missing": 1}
+
+
+def test_a_queue_in_another_order(parts: Parts, queue: Queue, add_job: AddJob, service: Service):
+    for id in ("one", "two"):
+        add_job(id)
+    queue.push([Entry("one", 1, 0, 900), Entry("two", 1, 0, 2)])
+    repaired(parts, Kind.NOT_QUEUED)
+    assert list(queue.entries()) == ["one", "two"]
+
+
+def test_a_lease_of_an_attempt_that_has_ended(parts: Parts, store: Store, queue: Queue, train: Any):
+    train("first")
+    store.finish_attempt("first", 1, AttemptState.SUCCEEDED, by="attempt")
+    queue.renew("first", 1, 60)
+    repaired(parts, Kind.LEASE)
+
+
+@pytest.mark.parametrize("read", ["jobs", "attempts"])
+def test_a_lease_of_an_attempt_that_is_opened_meanwhile(
+    parts: Parts,
+    store: Store,
+    queue: Queue,
+    service: Service,
+    add_job: AddJob,
+    monkeypatch: pytest.MonkeyPatch,
+    read: str,
+):
+    add_job("first")
+    service.reconcile_queue()
+    original, opened = getattr(store, read), []
+
+    def meanwhile(*arguments: Any, **more: Any) -> Any:
+        if not opened:
+            opened.append(queue.take({"first": 1}, 60))
+            assert store.open_attempt("first", 1, "dispatcher")
+        return original(*arguments, **more)
+
+    monkeypatch.setattr(store, read, meanwhile)
+    assert verify(replace(parts, cluster=None), repair=True) == []
+    assert opened and queue.leases(["first"]) == {"first": 1}
+
+
+def test_an_attempt_without_a_process(
+    parts: Parts, store: Store, queue: Queue, train: Any, cluster: Cluster, clock: Clock
+):
+    train("first")
+    cluster.alive.add("first-1")
+    assert verify(parts) == []
+    cluster.alive.clear()
+    queue.renew("first", 1, 60)
+    assert verify(parts) == []  # it holds its lease: it may be there after all
+    queue.release("first", 1)
+    repaired(parts, Kind.DEAD)
+    assert store.job("first").state is JobState.QUEUED
+    assert queue.entries() == {"first": 2}
+
+
+def test_one_that_is_being_launched_is_not_dead(parts: Parts, store: Store, add_job: AddJob, clock: Clock):
+    add_job("first")
+    store.open_attempt("first", 1, "dispatcher")
+    assert verify(parts) == []
+    clock.forward(60)
+    assert kinds(verify(parts)) == [Kind.DEAD]
+
+
+def test_a_process_of_an_attempt_that_has_ended(
+    parts: Parts, store: Store, train: Any, cluster: Cluster, clock: Clock
+):
+    train("first")
+    store.finish_attempt("first", 1, AttemptState.SUCCEEDED, by="attempt")
+    cluster.alive.add("first-1")
+    assert verify(parts, repair=True) == []  # it is on its way out
+    clock.forward(100)
+    cluster.alive.add("somebody-else")
+    found = verify(parts, repair=True)
+    assert [(one.kind, one.what, one.repaired) for one in found] == [
+        (Kind.ZOMBIE, "first-1", True),
+        (Kind.ZOMBIE, "somebody-else", False),
+    ]
+    assert cluster.alive == {"somebody-else"}
+
+
+def test_records_that_contradict_one_another_are_named(
+    parts: Parts, store: Store, train: Any, cluster: Cluster
+):
+    train("first")
+    cluster.alive.add("first-1")
+    with store.writing() as connection:
+        connection.execute(update(JobRow).values(state=JobState.SUCCEEDED))
+    found = verify(parts, repair=True)
+    assert [(one.kind, one.what, one.repaired) for one in found] == [
+        (Kind.CONTRADICTION, "attempt 1 of first", False)
+    ]
+
+
+@pytest.mark.sqlite_only
+def test_a_damaged_database_is_named(
+    parts: Parts, store: Store, settings: Settings, train: Any, cluster: Cluster
+):
+    train("first")
+    cluster.alive.add("first-1")
+    path = Path(settings.database_url.removeprefix("sqlite:///"))
+    # A checkpoint of an attempt that is not there: a connection that does not look at keys can write that.
+    raw = sqlite3.connect(path)
+    raw.execute("UPDATE checkpoints SET job = 'nobody' WHERE id = 1")
+    raw.commit()
+    raw.close()
+    found = [one for one in verify(parts) if one.kind is Kind.DAMAGE]
+    assert len(found) == 1 and "not there" in found[0].detail
+
+
+def test_without_a_dispatcher_or_redis(parts: Parts, redis_server: RedisServer, service: Service):
+    redis_server.flush()
+    assert kinds(verify(parts)) == [Kind.NO_DISPATCHER]
+    redis_server.stop()
+    found = verify(parts)
+    assert set(kinds(found)) == {Kind.UNREACHABLE}
+    assert "Redis does not answer" in found[0].detail
+    assert verify(replace(parts, redis=False)) == []
