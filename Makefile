@@ -25,7 +25,7 @@ demo: install  ## from nothing to a trained, served model, in a few minutes
 test: install  ## the whole test suite, in two processes
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-chaos: install  ## the long tests of reliability: 300 kills over 200 jobs, every crash point
+chaos: install  ## the long tests of reliability: 300 kills over 200 jobs, every crash point, a storm over Ray
 	TEXTVAE_CHAOS=all $(BIN)/python -m pytest tests/chaos -s
 
 lint: install  ## ruff and mypy
