@@ -288,9 +288,8 @@ def _actors() -> list[dict[str, Any]]:
 def _give_back() -> None:
     """Remove the placement groups that this driver's actors have made and not survived.
 
-    Ray does so once the driver has ended, too, and a dispatcher does not end. Ray Train has an actor for it
-    that asks the dashboard; but a controller that is killed before that actor is up leaves its group to
-    nobody, and its CPUs would stay taken.
+    Ray does so once the driver has ended, too; but a dispatcher does not end. What Ray Train has for it is
+    not used: see `cluster.trainer`.
     """
     from ray._private.state import state
     from ray._raylet import ActorID, PlacementGroupID

@@ -108,7 +108,9 @@ def fit(
     or the ranks have not started within `start_timeout` seconds.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
+
+    from cluster.trainer import Trainer  # slow to import, as it brings all of Ray Train
 
     parse(Config, config)  # a wrong config fails here, before any rank starts
     os.environ.update(
@@ -117,7 +119,7 @@ def fit(
         RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S=str(silence),
     )
     desk = _Desk(on_message)
-    trainer = TorchTrainer(
+    trainer = Trainer(
         _rank,
         train_loop_config={
             "attempt": launching.own_name(),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 from cluster.stack import parts, processes
 from cluster.stack.state import Paths, StackError
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.store import Conflict, StaleAttempt, Store
 
 from .forking import Nursery, gone
 from .launcher import Processes
@@ -191,13 +193,31 @@ def until(what: Callable[[], Any], words: str, seconds: float = 60, pause: float
     return value
 
 
+def at_once(*calls: Callable[[], object]) -> list[object]:
+    """Call them all at the same moment; what each returned or raised."""
+    together = threading.Barrier(len(calls))
+    results: list[object] = [None] * len(calls)
+
+    def work(number: int, call: Callable[[], object]) -> None:
+        together.wait()
+        try:
+            results[number] = call()
+        except (StaleAttempt, Conflict) as error:
+            results[number] = error
+
+    threads = [threading.Thread(target=work, args=pair) for pair in enumerate(calls)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
 def end(pid: int, number: signal.Signals = signal.SIGTERM) -> None:
     """End a child and wait until it is gone."""
-    import os
-
     if not gone(pid):
         os.kill(pid, number)
     until(lambda: gone(pid), f"process {pid} to end")
 
 
-__all__ = ["Client", "Ground", "Redis", "StackError", "end", "until"]
+__all__ = ["Client", "Ground", "Redis", "StackError", "at_once", "end", "until"]

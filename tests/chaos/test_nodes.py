@@ -19,7 +19,7 @@ from jobs.service import Service
 from jobs.settings import Settings
 from jobs.store import Attempt, AttemptState, Cause, CauseKind, EventKind, JobState, Store
 
-from ..cluster.conftest import (
+from ..local_ray import (
     LocalRay,
     await_head,
     end_ray,

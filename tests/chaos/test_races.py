@@ -21,16 +21,14 @@ from jobs.service import Service, Submission
 from jobs.store import (
     AttemptState,
     Cause,
-    Conflict,
     EventKind,
     Job,
     JobState,
-    StaleAttempt,
     Store,
     StoreUnavailable,
 )
 
-from .ground import Redis
+from .ground import Redis, at_once
 
 SEED = int(os.environ.get("TEXTVAE_CHAOS_SEED", "1"))
 ALL = os.environ.get("TEXTVAE_CHAOS") == "all"
@@ -100,26 +98,6 @@ def url(tmp_path: Path) -> str:
 def service(url: str, redis: Redis) -> Iterator[Service]:
     with opened(url, redis.url) as service:
         yield service
-
-
-def at_once(*calls: Callable[[], object]) -> list[object]:
-    """Call them all at the same moment; what each returned or raised."""
-    together = threading.Barrier(len(calls))
-    results: list[object] = [None] * len(calls)
-
-    def work(number: int, call: Callable[[], object]) -> None:
-        together.wait()
-        try:
-            results[number] = call()
-        except (StaleAttempt, Conflict) as error:
-            results[number] = error
-
-    threads = [threading.Thread(target=work, args=pair) for pair in enumerate(calls)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
 
 
 def to_redis(url: str) -> Cutter:

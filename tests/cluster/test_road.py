@@ -25,7 +25,7 @@ from textvae import checkpoint
 from textvae.artifacts import Artifacts
 
 from ..jobs.conftest import RedisServer
-from .conftest import LocalRay
+from ..local_ray import LocalRay
 
 pytestmark = pytest.mark.ray
 
@@ -95,6 +95,8 @@ def test_a_killed_attempt_is_resumed_and_a_cancelled_one_stops(
     os.kill(int(process[1]), signal.SIGKILL)
 
     until(lambda: store.checkpoints(cancelled), logs)
+    # It would outlive an attempt that is cancelled as it starts: see cluster.trainer.
+    assert "PlacementGroupCleaner" not in {actor["ActorClassName"] for actor in launching._actors()}
     service.cancel(cancelled)
     assert service.wait(cancelled, 60).state is JobState.CANCELLED
     (attempt,) = store.attempts(cancelled)

@@ -1,0 +1,124 @@
+"""Jobs that are cancelled at a bad moment: as they wait, end, are tried again or have just been killed."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.config import from_mapping
+from jobs.service import Service
+from jobs.store import AttemptState, Conflict, JobState
+
+from .ground import at_once, until
+from .oracle import Expected
+
+LIMIT = {JobState.QUEUED: 2.0, JobState.RUNNING: 10.0}  # seconds that 99 of 100 cancels take at most
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Until how many seconds after what a cancel waits."""
+
+    end: float  # after an attempt of two epochs has begun: about as long as it takes
+    again: float  # after it was told to be tried again
+    killed: float  # after a process was killed: until the next attempt has begun
+
+
+class Cancelling:
+    """One user's jobs. `config` is of a job that trains for long; `kill` ends a process of an attempt."""
+
+    def __init__(
+        self,
+        service: Service,
+        seed: int,
+        config: dict[str, Any],
+        moments: Moments,
+        kill: Callable[[str, random.Random], None],
+        *,
+        real: bool = False,
+        pause: float = 0.005,
+    ):
+        self.service = service
+        self.store = service.store
+        self.expected: list[Expected] = []
+        self.took: dict[JobState, list[float]] = defaultdict(list)
+        self._seed = seed
+        self._config = config
+        self._moments = moments
+        self._kill = kill
+        self._real = real
+        self._pause = pause  # seconds between two looks at a job
+
+    def meet(self, what: str, number: int) -> None:
+        """Submit a job and cancel it while that happens to it; returns once it has ended."""
+        draw = random.Random(f"{self._seed} {what} {number}")
+        training = self._config["training"] | ({"epochs": 2} if what == "end" else {})
+        config = from_mapping(self._config | {"seed": number, "training": training})
+        id, may_be = f"{what}-{number:03}", frozenset({JobState.SUCCEEDED, JobState.CANCELLED})
+        self.expected.append(Expected(id, number, training["epochs"], real=self._real, may_be=may_be))
+        self.service.submit(config, id=id, owner="ada", held=what == "queue")
+        if what != "queue":
+            until(lambda: self._running(id) or self._over(id), f"{id} to run", 300, self._pause)
+        getattr(self, f"_{what}")(id, draw)
+
+    def _queue(self, id: str, draw: random.Random) -> None:
+        self.cancel(id)
+
+    def _end(self, id: str, draw: random.Random) -> None:
+        time.sleep(draw.uniform(0, self._moments.end))
+        self.cancel(id)
+
+    def _recovery(self, id: str, draw: random.Random) -> None:
+        self._kill(f"{id}-{self.store.job(id).attempt}", draw)
+        time.sleep(draw.uniform(0, self._moments.killed))
+        self.cancel(id)
+
+    def _retry(self, id: str, draw: random.Random) -> None:
+        self.cancel(id)
+
+        def retry() -> None:
+            with suppress(Conflict):  # it was not over yet
+                self.service.retry(id, by="ada")
+
+        def cancel() -> None:
+            time.sleep(draw.choice((0.0, draw.uniform(0, self._moments.again))))
+            self.service.cancel(id, by="ada")
+
+        at_once(retry, cancel)
+        self.cancel(id)  # in case the retry came last
+
+    def cancel(self, id: str) -> None:
+        """Cancel it, and note how long that took by what the cancel found it to be."""
+        ended, began = self._over(id), time.monotonic()
+        # A queued one is over at once; one that was claimed a moment ago has an attempt to stop.
+        waited = self.service.cancel(id, by="ada").state.final
+        until(lambda: self._over(id), f"the cancel of {id}", pause=self._pause)
+        if not ended:
+            self.took[JobState.QUEUED if waited else JobState.RUNNING].append(time.monotonic() - began)
+
+    def judge(self, what: str) -> None:
+        """Tell how long the cancels took and how the jobs ended, and fail if that is not as promised."""
+        for state, took in self.took.items():
+            slowest = sorted(took)[math.ceil(0.99 * len(took)) - 1]
+            print(
+                f"{what}: {len(took)} cancels of {state} jobs, p99 {slowest:.2f} s, longest {max(took):.2f} s"
+            )
+            if len(took) >= 100:  # of fewer, one slow moment of a busy machine is the slowest percent
+                assert slowest <= LIMIT[state]
+        ends = [self.store.job(job.id).state for job in self.expected]
+        cancelled, succeeded = ends.count(JobState.CANCELLED), ends.count(JobState.SUCCEEDED)
+        print(f"{what}: {cancelled} cancelled, {succeeded} succeeded")
+        assert cancelled
+        assert not succeeded or "end" in what
+
+    def _running(self, id: str) -> bool:
+        return any(attempt.state is AttemptState.RUNNING for attempt in self.store.attempts(id))
+
+    def _over(self, id: str) -> bool:
+        return self.store.job(id).state.final
