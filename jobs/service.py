@@ -330,18 +330,20 @@ class Service:
         """End the active attempts that are confirmed dead; returns them. Raises QueueUnavailable.
 
         Unreachable is not dead: the cluster must say that the process is gone, and no lease may be left of
-        it. A crash between opening and launching looks the same after LAUNCH_GRACE.
+        it. Of a job that is to be cancelled its word is enough: no other attempt follows that a live one
+        could disturb. A crash between opening and launching looks the same after LAUNCH_GRACE.
         """
         ended = []
         for attempt in self.store.attempts(active=True):
             if launcher.state(attempt.actor) != "dead":
                 continue
-            age = (self.store.clock() - attempt.opened).total_seconds()
-            if attempt.state is AttemptState.STARTING and age < LAUNCH_GRACE:
-                continue
-            if self.queue.leases([attempt.job]).get(attempt.job) == attempt.number:
-                continue
             came_up = attempt.host is not None
+            if not came_up or self.store.job(attempt.job).cancel_requested is None:
+                age = (self.store.clock() - attempt.opened).total_seconds()
+                if attempt.state is AttemptState.STARTING and age < LAUNCH_GRACE:
+                    continue
+                if self.queue.leases([attempt.job]).get(attempt.job) == attempt.number:
+                    continue
             cause = Cause.DIED if came_up else Cause.NEVER_STARTED
             error = (
                 f"attempt {attempt.number} died without a word"

@@ -278,6 +278,28 @@ def test_a_dead_attempt_is_retried_only_when_it_is_surely_dead(
     assert [attempt.job for attempt in service.reconcile(cluster)] == ["leased"]
 
 
+def test_the_cancel_of_a_dead_attempt_does_not_wait_for_its_lease(
+    service: Service, add_job: AddJob, clock: Clock
+):
+    for id in ("starting", "training", "launching"):
+        add_job(id)
+        service.store.open_attempt(id, 1, by="test")
+        service.queue.renew(id, 1, 60)
+    for id in ("starting", "training"):
+        service.store.join_attempt(id, 1, host="here")
+    service.store.start_attempt("training", 1)
+    cluster = Cluster(starting_1="dead", training_1="dead", launching_1="dead")
+    assert service.reconcile(cluster) == []
+    for id in ("starting", "training", "launching"):
+        service.cancel(id, by="ada")
+    assert {attempt.job for attempt in service.reconcile(cluster)} == {"starting", "training"}
+    for id in ("starting", "training"):
+        assert service.store.job(id).state is JobState.CANCELLED
+        assert service.store.attempts(id)[0].cause is Cause.DIED
+    assert service.queue.leases(["starting", "training"]) == {}
+    assert service.store.job("launching").state is JobState.RUNNING  # its process may be about to come up
+
+
 def test_attempts_that_die_one_after_the_other_fail_the_job(service: Service, add_job: AddJob, clock: Clock):
     add_job("first", retry=Retry(max_attempts=1, max_infrastructure=1))
     for number in (1, 2):
