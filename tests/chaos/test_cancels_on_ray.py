@@ -70,7 +70,7 @@ def cancelling(settings: Settings, small_config: dict[str, Any]) -> Iterator[Can
     retry = {"max_attempts": 100, "max_infrastructure": 100, "backoff": 0}
     config = {**small_config, "name": "real", "training": training, "resources": resources, "retry": retry}
     # A killed attempt's successor begins once the lease has ended, 20 s later.
-    moments = Moments(end=10, again=10, killed=30)
+    moments = Moments(end=5, again=10, killed=30)
     yield Cancelling(service, SEED, config, moments, kill_one, real=True, pause=0.1)
     stop.set()
     thread.join(30)
