@@ -64,9 +64,7 @@ _RAY_TRAIN = (
 )
 
 # What processes call themselves that belong to one training; others stay for the next one.
-_TRAINS = re.compile(
-    r"ray::(_Attempt|TrainController|RayTrainWorker|PlacementGroupCleaner|SynchronizationActor)"
-)
+_TRAINS = re.compile(r"ray::(_Attempt|TrainController|RayTrainWorker|SynchronizationActor)")
 
 
 @dataclass(frozen=True)

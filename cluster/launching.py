@@ -157,7 +157,7 @@ def names(*, timeout: float = 5.0) -> set[str]:
 def resources(*, timeout: float = 5.0) -> tuple[dict[str, float], dict[str, float]]:
     """What the whole cluster has, and what of it is free, by Ray's names (CPU, GPU). Or ClusterError.
 
-    What dead attempts of this driver still hold is given back first, and free a moment later.
+    What dead attempts still hold is given back first, and free a moment later.
     """
 
     def ask() -> tuple[dict[str, float], dict[str, float]]:
@@ -286,10 +286,10 @@ def _actors() -> list[dict[str, Any]]:
 
 
 def _give_back() -> None:
-    """Remove the placement groups that this driver's actors have made and not survived.
+    """Remove the placement groups that attempts, of whatever dispatcher, have made and not survived.
 
-    Ray does so once the driver has ended, too; but a dispatcher does not end. What Ray Train has for it is
-    not used: see `cluster.trainer`.
+    Ray does so when their driver ends, too; but a dispatcher does not end, and of a group that is made after
+    that Ray does not notice. What Ray Train has for it is not used: see `cluster.trainer`.
     """
     from ray._private.state import state
     from ray._raylet import ActorID, PlacementGroupID
@@ -297,13 +297,12 @@ def _give_back() -> None:
     from ray.util.placement_group import PlacementGroup, remove_placement_group
 
     table: Any = gcs_pb2.__dict__["PlacementGroupTableData"]  # made at run time: no type checker knows it
-    job = ray.get_runtime_context().get_job_id()
     for raw in state._connect_and_get_accessor().get_placement_group_table():
         group = table.FromString(raw)
         gone = group.state == table.PlacementGroupState.REMOVED
         by_actor = not ActorID(group.creator_actor_id).is_nil()
         orphan = by_actor and group.creator_actor_dead and not group.is_detached
-        if orphan and not gone and group.creator_job_id.hex() == job:
+        if orphan and not gone and group.ray_namespace == NAMESPACE:
             remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
 
 

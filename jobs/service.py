@@ -330,10 +330,12 @@ class Service:
         """End the active attempts that are confirmed dead; returns them. Raises QueueUnavailable.
 
         Unreachable is not dead: the cluster must say that the process is gone, and no lease may be left of
-        it. Of a job that is to be cancelled its word is enough: no other attempt follows that a live one
-        could disturb. A crash between opening and launching looks the same after LAUNCH_GRACE.
+        it. Of a job that is to be cancelled its word is enough: nobody waits for more, and one that lives
+        after all finds that it is over at its next look at the database. A crash between opening and
+        launching looks the same after LAUNCH_GRACE.
         """
         ended = []
+        silent: QueueUnavailable | None = None
         for attempt in self.store.attempts(active=True):
             if launcher.state(attempt.actor) != "dead":
                 continue
@@ -342,7 +344,11 @@ class Service:
                 age = (self.store.clock() - attempt.opened).total_seconds()
                 if attempt.state is AttemptState.STARTING and age < LAUNCH_GRACE:
                     continue
-                if self.queue.leases([attempt.job]).get(attempt.job) == attempt.number:
+                try:
+                    if self.queue.leases([attempt.job]).get(attempt.job) == attempt.number:
+                        continue
+                except QueueUnavailable as unavailable:
+                    silent = unavailable
                     continue
             cause = Cause.DIED if came_up else Cause.NEVER_STARTED
             error = (
@@ -355,6 +361,8 @@ class Service:
             except StaleAttempt:
                 continue  # it ended by itself in the meantime
             ended.append(attempt)
+        if silent is not None:
+            raise silent
         return ended
 
     def reconcile(self, launcher: Launcher) -> list[Attempt]:

@@ -67,7 +67,7 @@ def local_ray() -> Iterator[LocalRay]:
 
 @pytest.fixture(scope="session")
 def small_config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    """A config that trains in a second: six epochs of eight steps, with dropout of units and words."""
+    """A config that trains in a second: three epochs of eight steps, with dropout of units and words."""
     from textvae.config import Config
     from textvae.parsing import parse
 

@@ -69,7 +69,7 @@ def end_ray(process: subprocess.Popen[bytes]) -> None:
 
 
 def start_head(folder: Path, cpus: int) -> tuple[LocalRay, subprocess.Popen[bytes]]:
-    """A head that wants a token; with a dashboard, as Ray Train frees a killed attempt's CPUs through it."""
+    """A head that wants a token; with a dashboard, as the service has one."""
     token_path = folder / "token"
     token_path.write_text(secrets.token_hex(32))
     token_path.chmod(0o600)

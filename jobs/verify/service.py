@@ -56,12 +56,15 @@ def attempts(parts: Parts) -> Iterator[Finding]:
 
 
 class _Snapshot:
-    """Which attempts are alive, as `Service.reconcile_attempts` asks."""
+    """Which attempts are alive, as `Service.reconcile_attempts` asks: once, after it knows of them."""
 
     def __init__(self, cluster: Cluster):
-        self._names = cluster.names()
+        self._cluster = cluster
+        self._names: set[str] | None = None
 
     def state(self, name: str) -> Any:
+        if self._names is None:
+            self._names = self._cluster.names()
         return "alive" if name in self._names else "dead"
 
 

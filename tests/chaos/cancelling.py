@@ -109,13 +109,13 @@ class Cancelling:
             print(
                 f"{what}: {len(took)} cancels of {state} jobs, p99 {slowest:.2f} s, longest {max(took):.2f} s"
             )
-            if len(took) >= 100:  # of fewer, one slow moment of a busy machine is the slowest percent
+            if len(took) >= 50:  # of fewer, one slow moment of a busy machine is the slowest percent
                 assert slowest <= LIMIT[state]
-        ends = [self.store.job(job.id).state for job in self.expected]
-        cancelled, succeeded = ends.count(JobState.CANCELLED), ends.count(JobState.SUCCEEDED)
-        print(f"{what}: {cancelled} cancelled, {succeeded} succeeded")
-        assert cancelled
-        assert not succeeded or "end" in what
+        ends = {job.id: self.store.job(job.id).state for job in self.expected}
+        succeeded = [id for id, state in ends.items() if state is JobState.SUCCEEDED]
+        print(f"{what}: {len(ends) - len(succeeded)} cancelled, {len(succeeded)} succeeded")
+        assert len(succeeded) < len(ends)
+        assert all(id.startswith("end-") for id in succeeded)
 
     def _running(self, id: str) -> bool:
         return any(attempt.state is AttemptState.RUNNING for attempt in self.store.attempts(id))

@@ -29,10 +29,9 @@ from .cancelling import Cancelling, Moments
 from .ground import Redis
 from .oracle import problems
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(14_400)]
-
 SEED = int(os.environ.get("TEXTVAE_CHAOS_SEED", "1"))
-ROUNDS = 100 if os.environ.get("TEXTVAE_CHAOS") == "all" else 3
+ALL = os.environ.get("TEXTVAE_CHAOS") == "all"
+ROUNDS = 100 if ALL else 3
 WAYS = ("end", "retry", "recovery")
 # What Ray Train starts once in a cluster, for all; and what each raylet has.
 SHARED = ("_AutoscalingCoordinatorActor", "TrainStateActor")
@@ -64,13 +63,13 @@ def cancelling(settings: Settings, small_config: dict[str, Any]) -> Iterator[Can
     service, launcher, stop = Service(store, queue), RayLauncher(settings), threading.Event()
     dispatcher = Dispatcher(service, launcher, launcher.capacity, settings, timings=Timings(reconcile=1))
     thread = threading.Thread(target=dispatcher.loop, args=(stop,))
-    thread.start()
     training = {**small_config["training"], "epochs": 10_000, "keep_last": 2}
     resources = {"cpus_per_rank": launching.resources()[0]["CPU"] / TOGETHER}
     retry = {"max_attempts": 100, "max_infrastructure": 100, "backoff": 0}
     config = {**small_config, "name": "real", "training": training, "resources": resources, "retry": retry}
     # A killed attempt's successor begins once the lease has ended, 20 s later.
     moments = Moments(end=5, again=10, killed=30)
+    thread.start()
     yield Cancelling(service, SEED, config, moments, kill_one, real=True, pause=0.1)
     stop.set()
     thread.join(30)
@@ -97,12 +96,16 @@ def alive() -> list[dict[str, Any]]:
 
 def processes(ray: Path) -> list[str]:
     """Titles of that Ray's workers that are or were actors."""
+    found = [
+        process
+        for process in psutil.process_iter(["name", "cmdline"])
+        if process.info["name"] == "raylet" and str(ray) in " ".join(process.info["cmdline"] or ())
+    ]
+    assert found, f"no raylet of {ray}"
     titles = []
-    for raylet in psutil.process_iter(["name", "cmdline"]):
-        if raylet.info["name"] == "raylet" and str(ray) in " ".join(raylet.info["cmdline"] or ()):
-            for worker in raylet.children():
-                with suppress(psutil.NoSuchProcess):
-                    titles.append(" ".join(worker.cmdline()).strip())
+    for worker in found[0].children():
+        with suppress(psutil.NoSuchProcess):
+            titles.append(" ".join(worker.cmdline()).strip())
     return [title for title in titles if title.startswith("ray::") and not title.startswith(RAYS)]
 
 
@@ -127,12 +130,19 @@ def left(cancelling: Cancelling, ray_folder: Path) -> dict[str, Any]:
 
 def nothing_left(cancelling: Cancelling, local_ray: LocalRay, when: str) -> None:
     """Wait until that is so, for half a minute at most."""
+    remains: object = None
     deadline = time.monotonic() + 30
-    while remains := left(cancelling, local_ray.temp_dir):
+    while remains != {}:
         assert time.monotonic() < deadline, f"{when} there are still {remains}"
+        try:
+            remains = left(cancelling, local_ray.temp_dir)
+        except launching.ClusterError as error:  # the machine is busy
+            remains = error
         time.sleep(0.1)
 
 
+@pytest.mark.ray
+@pytest.mark.timeout(7200 if ALL else 600)
 def test_a_cancel_leaves_nothing_on_ray_whatever_it_meets(
     cancelling: Cancelling, settings: Settings, local_ray: LocalRay
 ):

@@ -6,8 +6,10 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -54,6 +56,19 @@ def haunted(points: list[str], times: int, folder: Path, make: Callable[[Path], 
         f" they lived for {max(one.lived for one in found):.1f} s at most once thawed"
     )
     return found
+
+
+def frozen_between_writes(ground: Ground, attempt: str) -> bool:
+    """Freeze it, unless it holds SQLite's lock: then nobody could go on."""
+    path = ground.home / "attempts" / attempt
+    assert kill(path, _STOP)
+    with closing(sqlite3.connect(ground.settings.home / "textvae.db", timeout=0)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            kill(path, _CONT)
+            return False
+    return True
 
 
 @pytest.fixture
@@ -125,6 +140,30 @@ def test_a_frozen_attempt_that_the_cluster_sees_is_killed_and_tried_again(ground
     ground.settle(store)
     end(dispatcher)
     assert problems(store, ground.settings, [Expected("job", 3, 3)]) == []
+    store.close()
+
+
+def test_an_attempt_out_of_sight_is_cancelled_and_tried_again(ground: Ground, redis: Redis):
+    """The cluster says that it is gone while it trains on: with the next one beside it, it does no harm."""
+    ground.attempt_order["pace"] = 0.1
+    dispatcher = ground.dispatcher()
+    assert ground.client("submit", str(ground.config("stub", 3, 4)), "--id", "job").wait() == 0
+    store, queue = Store(ground.settings.database_url), Queue(ground.settings.redis_url)
+    service = Service(store, queue)
+    until(lambda: store.checkpoints("job"), "a checkpoint")
+    until(lambda: frozen_between_writes(ground, "job-1"), "the attempt to be frozen")
+    ground.processes.lose("job-1")
+    service.cancel("job", by="ada")
+    until(lambda: store.job("job").state is JobState.CANCELLED, "the job to end", 10)
+    service.retry("job", by="ada")
+    until(lambda: len(store.attempts("job")) == 2, "the next attempt")
+    assert kill(ground.home / "attempts" / "job-1", _CONT)
+    until(lambda: not holder(ground.home / "attempts" / "job-1"), "the first one to end", 5)
+    until(lambda: store.job("job").state.final, "the job to end")
+    ground.settle(store)
+    end(dispatcher)
+    assert problems(store, ground.settings, [Expected("job", 3, 4)]) == []
+    queue.close()
     store.close()
 
 

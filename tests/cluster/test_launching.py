@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -49,15 +50,26 @@ def with_a_rank(arguments):
     time.sleep(600)
 
 def with_a_group(arguments):
+    reserve()
+    tell(arguments["folder"])
+    time.sleep(600)
+
+def with_a_group_later(arguments):
+    tell(arguments["folder"])
+    while not (Path(arguments["folder"]) / "go").exists():
+        time.sleep(0.02)
+    reserve()
+    time.sleep(600)
+
+def reserve():
     import ray
     from ray.util.placement_group import placement_group
     class Controller:  # as Ray Train has one
-        def reserve(self):
-            ray.get(placement_group([{"CPU": 1}], name="reserved").ready())
+        def reserve(self, name):
+            ray.get(placement_group([{"CPU": 1}], name=name).ready())
+    global controller
     controller = ray.remote(Controller).options(num_cpus=0).remote()
-    ray.get(controller.reserve.remote())
-    tell(arguments["folder"])
-    time.sleep(600)
+    ray.get(controller.reserve.remote(launching.own_name()))
 
 def with_an_inbox(arguments):
     def answer(message):
@@ -93,6 +105,23 @@ def cmdline(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except psutil.NoSuchProcess:
         return []
+
+
+def kill_with_controller(attempt: int) -> None:
+    """Kill the attempt of that pid, and wait until its controller has gone with it."""
+    family = psutil.Process(attempt).parent().children()
+    controllers = [each for each in family if "Controller" in " ".join(cmdline(each))]
+    assert controllers
+    psutil.Process(attempt).kill()
+    assert psutil.wait_procs(controllers, timeout=30)[1] == []
+
+
+def reserved(name: str) -> str:
+    """The state of the placement group of that name."""
+    from ray.util import placement_group_table
+
+    (group,) = (each for each in placement_group_table().values() if each["name"] == name)
+    return str(group["state"])
 
 
 def told(folder: Path, name: str) -> dict[str, Any]:
@@ -144,28 +173,54 @@ def test_stop_ends_the_attempt_and_its_ranks(local_ray, work, tmp_path):
 
 @pytest.mark.ray
 def test_what_a_killed_attempt_had_reserved_is_given_back(local_ray, work, tmp_path):
-    """Ray Train's own way does not know of an attempt that is killed in its first seconds."""
-    from ray.util import placement_group_table
-
-    def reserved() -> str:
-        """The state of the attempt's placement group."""
-        (group,) = (each for each in placement_group_table().values() if each["name"] == "reserved")
-        return str(group["state"])
-
     total = launching.resources()[0]
     wait_for(lambda: launching.resources()[1].get("CPU") == total["CPU"])  # earlier ones have gone
     launching.start(
         "job-6", work.with_a_group, {"folder": str(tmp_path)}, environment={"PYTHONPATH": str(tmp_path)}
     )
     mine = told(tmp_path, "job-6")
-    family = psutil.Process(mine["pid"]).parent().children()
-    (controller,) = (each for each in family if "Controller" in " ".join(cmdline(each)))
     wait_for(lambda: launching.resources()[1].get("CPU") == total["CPU"] - 1)
-    assert reserved() == "CREATED"
-    psutil.Process(mine["pid"]).kill()
-    assert psutil.wait_procs([controller], timeout=30)[1] == []
+    assert reserved("job-6") == "CREATED"
+    kill_with_controller(mine["pid"])
     wait_for(lambda: launching.resources()[1].get("CPU") == total["CPU"])
-    assert reserved() == "REMOVED"
+    assert reserved("job-6") == "REMOVED"
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("dispatcher", ["ended", "frozen"])
+def test_what_an_attempt_of_another_dispatcher_had_reserved_is_given_back(
+    local_ray, work, tmp_path, dispatcher
+):
+    """Ray does not notice a group that is made after the end of the driver, nor that a driver is frozen."""
+    total = launching.resources()[0]
+    wait_for(lambda: launching.resources()[1].get("CPU") == total["CPU"])
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import attempt_work\n"
+        "from cluster import launching\n"
+        "launching.connect(sys.argv[2], token_path=sys.argv[3])\n"
+        "launching.start(sys.argv[4], attempt_work.with_a_group_later, {'folder': sys.argv[1]},"
+        " environment={'PYTHONPATH': sys.argv[1]})\n"
+        "print(flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    where = (str(tmp_path), local_ray.address, str(local_ray.token_path), dispatcher)
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *where], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as driver:
+        try:
+            assert driver.stdout is not None and driver.stdout.readline() == b"\n"
+            mine = told(tmp_path, dispatcher)
+            if dispatcher == "frozen":
+                driver.send_signal(signal.SIGSTOP)
+            else:
+                driver.communicate(timeout=60)
+            (tmp_path / "go").touch()
+            wait_for(lambda: launching.resources()[1].get("CPU") == total["CPU"] - 1)
+            kill_with_controller(mine["pid"])
+            wait_for(lambda: launching.resources()[1].get("CPU") == total["CPU"])
+            assert reserved(dispatcher) == "REMOVED"
+        finally:
+            driver.kill()
 
 
 @pytest.mark.ray

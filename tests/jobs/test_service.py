@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import insert
 
 from jobs.config import JobConfig, default_owner, from_mapping
-from jobs.queue import Entry, Queue
+from jobs.queue import Entry, Queue, QueueUnavailable
 from jobs.service import ALPHABET, LAUNCH_GRACE, InvalidRequest, Service
 from jobs.store import (
     Ambiguous,
@@ -298,6 +298,22 @@ def test_the_cancel_of_a_dead_attempt_does_not_wait_for_its_lease(
         assert service.store.attempts(id)[0].cause is Cause.DIED
     assert service.queue.leases(["starting", "training"]) == {}
     assert service.store.job("launching").state is JobState.RUNNING  # its process may be about to come up
+
+
+def test_the_cancel_of_a_dead_attempt_does_not_wait_for_redis(
+    service: Service, add_job: AddJob, redis_server: RedisServer
+):
+    for id in ("another", "cancelled"):
+        add_job(id)
+        service.store.open_attempt(id, 1, by="test")
+        service.store.join_attempt(id, 1, host="here")
+        service.store.start_attempt(id, 1)
+    redis_server.stop()
+    service.cancel("cancelled", by="ada")
+    with pytest.raises(QueueUnavailable):
+        service.reconcile(Cluster(another_1="dead", cancelled_1="dead"))
+    assert service.store.job("cancelled").state is JobState.CANCELLED
+    assert service.store.job("another").state is JobState.RUNNING  # nobody knows of its lease
 
 
 def test_attempts_that_die_one_after_the_other_fail_the_job(service: Service, add_job: AddJob, clock: Clock):

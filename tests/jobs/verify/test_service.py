@@ -102,6 +102,33 @@ def test_an_attempt_without_a_process(
     assert queue.entries() == {"first": 2}
 
 
+def test_an_attempt_that_comes_up_while_a_dead_one_is_recorded_as_lost(
+    parts: Parts,
+    store: Store,
+    train: Any,
+    add_job: AddJob,
+    cluster: Cluster,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    train("first")
+    add_job("second")
+    original, looks = store.attempts, []
+
+    def meanwhile(*arguments: Any, **more: Any) -> Any:
+        looks.append(more)
+        if looks.count({"active": True}) == 2 and not cluster.alive:  # the repair's
+            assert store.open_attempt("second", 1, "dispatcher")
+            cluster.alive.add("second-1")
+            store.join_attempt("second", 1, host="here")
+            parts.service.cancel("second", by="ada")
+        return original(*arguments, **more)
+
+    monkeypatch.setattr(store, "attempts", meanwhile)
+    assert kinds(verify(parts, repair=True)) == [Kind.DEAD]
+    assert cluster.alive == {"second-1"}
+    assert store.job("second").state is JobState.RUNNING
+
+
 def test_one_that_is_being_launched_is_not_dead(parts: Parts, store: Store, add_job: AddJob, clock: Clock):
     add_job("first")
     store.open_attempt("first", 1, "dispatcher")
