@@ -31,7 +31,7 @@ from .oracle import problems
 
 SEED = int(os.environ.get("TEXTVAE_CHAOS_SEED", "1"))
 ALL = os.environ.get("TEXTVAE_CHAOS") == "all"
-ROUNDS = 100 if ALL else 3
+ROUNDS = 120 if ALL else 3
 WAYS = ("end", "retry", "recovery")
 # What Ray Train starts once in a cluster, for all; and what each raylet has.
 SHARED = ("_AutoscalingCoordinatorActor", "TrainStateActor")
