@@ -150,7 +150,7 @@ def fit(
     launching.inbox(desk.take)
     try:
         trainer.fit()
-    except ray.train.TrainingFailedError as error:
+    except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:  # or the controller died
         if not desk.complete:
             raise desk.reason(error) from None
         # A head that does not answer cannot take the ranks' places back; they go with this attempt.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,18 @@ def test_a_rank_that_is_killed_as_it_starts_is_not_the_fault_of_training():
     assert (reason.fault, reason.permanent) == ("rank-lost", False)
 
 
+# A head that does not answer does not take the ranks' places back; a controller may be killed.
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        (ray.train.TrainingFailedError("timeout in removing the placement group"), None),
+        (ray.exceptions.ActorDiedError(), "rank-lost"),
+    ],
+)
 @pytest.mark.parametrize("ended", [True, False])
 def test_a_training_that_has_ended_is_not_failed_by_what_ray_cannot_clear_away(
-    ended: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ended: bool, error: Exception, fault: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    """A head that does not answer does not take the ranks' places back, and Ray raises."""
     said: list[dict[str, Any]] = []
 
     class Trainer:
@@ -67,9 +75,9 @@ def test_a_training_that_has_ended_is_not_failed_by_what_ray_cannot_clear_away(
                 end = {"kind": "end", "status": "finished", "position": {"epoch": 2, "step": 20}}
                 assert launching._handler is not None
                 launching._handler(end)
-            raise ray.train.TrainingFailedError("timeout in removing the placement group")
+            raise error
 
-    monkeypatch.setattr("ray.train.torch.TorchTrainer", Trainer)
+    monkeypatch.setattr("cluster.trainer.Trainer", Trainer)
     monkeypatch.setattr(launching, "_own_name", "job-1")
 
     def fit() -> training.FitResult:
@@ -89,7 +97,8 @@ def test_a_training_that_has_ended_is_not_failed_by_what_ray_cannot_clear_away(
 
     if ended:
         assert (fit().status, fit().position.step) == ("finished", 20)
-        assert "removing the placement group" in said[0]["text"]
+        assert str(error) in said[0]["text"]
     else:
-        with pytest.raises(training.RankError, match="removing the placement group"):
+        with pytest.raises(training.RankError, match=re.escape(str(error))) as raised:
             fit()
+        assert raised.value.fault == fault
