@@ -22,6 +22,7 @@ from .forking import Nursery, gone
 from .ground import Ground, end, until
 from .launcher import holder
 from .oracle import Expected, problems
+from .training import STEPS
 
 JOB, BEFORE, MODEL, SEED, EPOCHS = "job", "before", "stub", 7, 4
 
@@ -32,6 +33,7 @@ SCENES: dict[str, tuple[str, ...]] = {
     "cancelled": ("client", "attempt", "rank"),  # the client is the one that cancels
 }
 
+_HOLD = 2 * STEPS + 2  # where the rank of a cancelled job waits to be told, so that no clock decides its end
 _LEASE = 0.6  # seconds; a test of hundreds of crashes waits for it to end after many of them
 _HASTE = {"grace": 0.4, "timings": {"claim_lease": _LEASE}}
 
@@ -66,9 +68,9 @@ class Road:
         """`template` is the home of an earlier `prepare`; without one this home gets its own."""
         if template is not None:
             shutil.copytree(template, home)
-        pace = 0.05 if scene == "cancelled" else 0.0  # slow enough to be cancelled in the middle
         self.scene = scene
-        self.ground = Ground(home, nursery, redis_url, pace=pace)
+        self.ground = Ground(home, nursery, redis_url, pace=0.0)
+        self._release = home / "release"
         self._submit = ("submit", str(self.ground.config(MODEL, SEED, EPOCHS)), "--id", JOB)
         if template is None:
             self._prepare()
@@ -164,18 +166,30 @@ class Road:
         """One pass of a dispatcher, and the attempt that it launches, to their ends."""
         inner = {role: points[role] for role in ("attempt", "rank") if role in points}
         order = {**self.ground.attempt_order, "points_of": inner, "timings": {"lease": _LEASE}}
+        cancelled = self.scene == "cancelled" and self._recorded()
+        if cancelled:
+            order |= {"hold": _HOLD, "release": str(self._release)}
         pid = self.ground.dispatcher(passes=1, points=points.get("dispatcher"), attempt=order, **_HASTE)
-        if self.scene == "cancelled" and self._recorded():
-            store = Store(self.ground.settings.database_url)
-            until(
-                lambda: store.checkpoints(JOB) or (gone(pid) and not self.ground.processes.names()),
-                "a checkpoint after which to cancel",
-            )
-            store.close()
-            self._client("cancel", JOB, points=points.get("client"))
+        if cancelled:
+            self._cancel(pid, points)
         until(lambda: gone(pid), "the dispatcher to end")
         until(lambda: not self.ground.processes.names(), "the attempt to end")
         until(lambda: not self.ground.processes.ranks(), "the rank to end")
+
+    def _cancel(self, dispatcher: int, points: Points) -> None:
+        """Cancel the job whose rank is held; it goes on if the client dies before the cancel is recorded."""
+        store = Store(self.ground.settings.database_url)
+        until(
+            lambda: (
+                len(store.checkpoints(JOB)) == _HOLD // STEPS
+                or (gone(dispatcher) and not self.ground.processes.names())
+            ),
+            "the checkpoints after which to cancel",
+        )
+        self._client("cancel", JOB, points=points.get("client"))
+        if store.job(JOB).cancel_requested is None:
+            self._release.touch()
+        store.close()
 
     def _client(self, *words: str, points: Mapping[str, Any] | None = None) -> int | None:
         return self.ground.client(*words, points=points).wait()

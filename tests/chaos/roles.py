@@ -109,7 +109,8 @@ def attempt(order: dict[str, Any]) -> None:
     if not hold(name):
         return
     own: dict[str, Any] = order.get("points_of", {})
-    fit = Fit(order["mother"], name, {"pace": order["pace"], "points": own.get("rank")})
+    held = {"hold": order.get("hold"), "release": order.get("release")}
+    fit = Fit(order["mother"], name, {"pace": order["pace"], "points": own.get("rank"), **held})
     tools = Tools(
         fit=fit,
         artifacts=Artifacts(Settings.from_dict(order["settings"]).storage),

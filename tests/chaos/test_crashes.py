@@ -52,8 +52,8 @@ def test_a_crash_at_any_point_is_recovered_from(scene: str, tmp_path: Path, nurs
         f" in {time.monotonic() - began:.0f} s"
     )
     assert not found, "\n".join(found)
-    # Two threads take turns as they like, so a few points come only now and then: two of six may be such.
-    assert reached.total() >= 0.8 * len(chosen) - 1
+    # Two threads take turns as they like, so a few points come only now and then.
+    assert reached.total() >= 0.8 * len(chosen)
 
 
 def share_of(points: list[str]) -> list[str]:

@@ -167,6 +167,9 @@ def _stub(order: Mapping[str, Any], scratch: Path, say: Say) -> str:
         whole = done % STEPS == 0
         at = {"epoch": epoch + 1, "epochs": epochs, "step": done, "steps": epochs * STEPS}
         stop = say({"kind": "progress", **at, "loss": 1.0})
+        while done == order["hold"] and not stop["stop"] and not Path(order["release"]).exists():
+            time.sleep(0.01)
+            stop = say({"kind": "log", "text": f"held at step {done} until told to stop"})
         if not whole and not stop["stop"]:
             continue
         folder = scratch / (f"epoch-{epoch:02}" if whole else f"step-{done:06}")
