@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from jobs.settings import Settings
+
 
 @dataclass(frozen=True)
 class LocalRay:
@@ -25,6 +27,19 @@ class LocalRay:
     token_path: Path
     temp_dir: Path
     environment: dict[str, str]  # for processes that should find it
+
+    def settings(self, home: Path, redis_url: str) -> Settings:
+        """Those of a service on this Ray whose database and artifacts are in its new home."""
+        settings = Settings(
+            home=home,
+            database_url=f"sqlite:///{home / 'textvae.db'}",
+            storage=str(home / "storage"),
+            redis_url=redis_url,
+            ray_address=self.address,
+            token_path=self.token_path,
+        )
+        settings.create_home()
+        return settings
 
 
 def free_ports(count: int) -> list[int]:

@@ -43,16 +43,7 @@ BATCH = 20  # jobs, after which nothing may be left
 @pytest.fixture
 def settings(local_ray: LocalRay, redis: Redis, tmp_path: Path) -> Iterator[Settings]:
     """Those of a service on that Ray; pytest shows the logs of a test that fails."""
-    home = tmp_path / "home"
-    settings = Settings(
-        home=home,
-        database_url=f"sqlite:///{home / 'textvae.db'}",
-        storage=str(home / "storage"),
-        redis_url=redis.url,
-        ray_address=local_ray.address,
-        token_path=local_ray.token_path,
-    )
-    settings.create_home()
+    settings = local_ray.settings(tmp_path / "home", redis.url)
     yield settings
     print("\n".join(f"{log}:\n{log.read_text()}" for log in settings.logs.rglob("*.log")))
 

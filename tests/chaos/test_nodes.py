@@ -83,17 +83,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 @pytest.fixture
 def settings(cluster: Cluster, redis: Redis, tmp_path: Path) -> Iterator[Settings]:
     """Those of a service on that cluster, with its dispatcher; pytest shows the logs of a test that fails."""
-    home = tmp_path / "home"
-    settings = Settings(
-        home=home,
-        database_url=f"sqlite:///{home / 'textvae.db'}",
-        storage=str(home / "storage"),
-        redis_url=redis.url,
-        ray_address=cluster.head.address,
-    )
-    settings.create_home()
+    settings = cluster.head.settings(tmp_path / "home", redis.url)
     environment = cluster.head.environment | {
-        "TEXTVAE_HOME": str(home),
+        "TEXTVAE_HOME": str(settings.home),
         "TEXTVAE_REDIS_URL": redis.url,
         "RAY_ADDRESS": cluster.head.address,
     }

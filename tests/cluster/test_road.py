@@ -34,15 +34,7 @@ pytestmark = pytest.mark.ray
 def settings(tmp_path: Path, local_ray: LocalRay) -> Iterator[Settings]:
     redis = RedisServer(tmp_path)
     redis.start()
-    home = tmp_path / "home"
-    yield Settings(
-        home=home,
-        database_url=f"sqlite:///{home / 'textvae.db'}",
-        storage=str(home / "storage"),
-        redis_url=redis.url,
-        ray_address=local_ray.address,
-        token_path=local_ray.token_path,
-    )
+    yield local_ray.settings(tmp_path / "home", redis.url)
     redis.stop()
 
 

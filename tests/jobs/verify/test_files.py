@@ -117,24 +117,24 @@ def test_a_checkpoint_that_was_recorded_as_gone_and_is_there_is_taken_back(
     assert told[2:] == ["its files are there again"] * 2
 
 
-def test_a_version_whose_files_are_gone_is_copied_again(
-    parts: Parts, store: Store, settings: Settings, train: Any, cluster: Cluster
-):
+@pytest.fixture
+def location(parts: Parts, store: Store, settings: Settings, train: Any, cluster: Cluster) -> str:
+    """Where the served version of `first`, which trains on, has its files."""
     train("first")
     cluster.alive.add("first-1")
     location = promote(store, settings, "first")
     verify(parts, repair=True)
+    return location
+
+
+def test_a_version_whose_files_are_gone_is_copied_again(parts: Parts, settings: Settings, location: str):
     shutil.rmtree(Path(settings.storage) / location)
     repaired(parts, Kind.VERSION)
 
 
 def test_a_version_that_cannot_be_copied_again_is_named(
-    parts: Parts, store: Store, settings: Settings, train: Any, cluster: Cluster
+    parts: Parts, store: Store, settings: Settings, location: str
 ):
-    train("first")
-    cluster.alive.add("first-1")
-    location = promote(store, settings, "first")
-    verify(parts, repair=True)
     for name in (location, store.checkpoints("first")[0].location):
         shutil.rmtree(Path(settings.storage) / name)
     found = verify(parts, repair=True)
