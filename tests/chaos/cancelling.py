@@ -64,7 +64,8 @@ class Cancelling:
         self.expected.append(Expected(id, number, training["epochs"], real=self._real, may_be=may_be))
         self.service.submit(config, id=id, owner="ada", held=what == "queue")
         if what != "queue":
-            until(lambda: self._running(id) or self._over(id), f"{id} to run", 300, self._pause)
+            patience = 300 if self._real else 60  # a real one imports PyTorch three times
+            until(lambda: self._running(id) or self._over(id), f"{id} to run", patience, self._pause)
         getattr(self, f"_{what}")(id, draw)
 
     def _queue(self, id: str, draw: random.Random) -> None:
