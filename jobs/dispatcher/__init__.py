@@ -116,7 +116,7 @@ class Dispatcher:
         return self._starter.step()
 
     def watch(self, now: float) -> None:
-        """End attempts that do not stop or do not start in time, and those that are dead."""
+        """End attempts that cannot stop, do not stop or do not start in time, and those that are dead."""
         active = self._store.running()
         for job, verdict in self._overdue.broken(active, now):
             self._kill(job, verdict.state, verdict.cause, verdict.error)

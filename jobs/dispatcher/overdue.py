@@ -44,6 +44,9 @@ class Overdue:
 
     def _verdict(self, job: Running, what: str, seconds: float) -> Verdict | None:
         grace, start = self._timings.cancel_grace, self._timings.start_timeout
+        if what == "stop" and job.host is None:
+            # Its process hears of nothing before it has imported all it needs, and there is nothing to keep.
+            return Verdict(AttemptState.CANCELLED, Cause.KILLED, "was cancelled, and killed, as it came up")
         if what == "stop" and seconds >= grace:
             error = f"did not stop within {grace:.0f} s of its cancel and was killed"
             return Verdict(AttemptState.CANCELLED, Cause.KILLED, error)

@@ -79,7 +79,7 @@ class Cause(StrEnum):
     STOPPED_EARLY = "stopped-early"
     """It was behind the other children of its sweep, and stopped with a checkpoint."""
     KILLED = "killed"
-    """It did not stop in time after a cancel and was killed."""
+    """It was killed after a cancel: it did not stop in time, or was still coming up."""
     TIMEOUT = "timeout"
     """It trained for as long as the job's `time_limit` allows."""
     PREEMPTED = "preempted"

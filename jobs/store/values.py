@@ -268,6 +268,7 @@ class Running:
     gpus: float
     created: datetime
     opened: datetime
+    host: str | None  # where its process is; none until that has come up
     started: datetime | None  # its ranks' first word
     time_limit: float | None
     cancel_requested: datetime | None

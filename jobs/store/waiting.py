@@ -47,6 +47,7 @@ _RUNNING = (
     AttemptRow.gpus,
     JobRow.created,
     AttemptRow.opened,
+    AttemptRow.host,
     AttemptRow.started,
     JobRow.time_limit,
     JobRow.cancel_requested,

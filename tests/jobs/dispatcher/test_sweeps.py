@@ -260,6 +260,8 @@ def test_a_cancelled_sweep_ends_with_the_last_of_its_children(
 ):
     submit({"parallel": 2})
     dispatcher.step()
+    for number in (1, 2):
+        store.join_attempt(f"sweep.{number}", 1, host="here")
     service.cancel("sweep", by="ada")
     dispatcher.step(2)
     assert store.job("sweep").state is JobState.RUNNING
@@ -349,6 +351,7 @@ def test_a_sweep_that_only_another_version_can_read_ends_after_its_children(
 ):
     submit({"parallel": 1})
     At(make()).step()
+    store.join_attempt("sweep.1", 1, host="here")
     config = store.config("sweep")
     config["training"]["key_of_another_version"] = 1
     with store.writing() as connection:

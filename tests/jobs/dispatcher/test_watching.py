@@ -52,7 +52,7 @@ def test_a_cancelled_attempt_has_its_grace_and_is_killed_after_it(
 ):
     add_job("one")
     dispatcher.step()
-    service.store.start_attempt("one", 1)
+    service.store.join_attempt("one", 1, host="here")  # it hears of a cancel by itself
     service.cancel("one")
     dispatcher.step()
     dispatcher.later(29)
@@ -67,11 +67,26 @@ def test_a_cancelled_attempt_has_its_grace_and_is_killed_after_it(
     assert cluster.stopped == ["one-1"]
 
 
+def test_an_attempt_that_is_cancelled_while_it_comes_up_is_killed_at_once(
+    dispatcher: At, service: Service, cluster: Cluster, add_job: AddJob, clock: Clock
+):
+    add_job("one")
+    dispatcher.step()
+    service.cancel("one")
+    dispatcher.step()
+    assert cluster.stopped == ["one-1"]
+    (attempt,) = service.store.attempts("one")
+    assert (attempt.state, attempt.cause) == (AttemptState.CANCELLED, Cause.KILLED)
+    assert attempt.error == "attempt 1 was cancelled, and killed, as it came up"
+    assert service.store.job("one").state is JobState.CANCELLED
+
+
 def test_a_kill_that_is_not_confirmed_is_tried_again(
     dispatcher: At, service: Service, cluster: Cluster, add_job: AddJob, clock: Clock
 ):
     add_job("one")
     dispatcher.step()
+    service.store.join_attempt("one", 1, host="here")
     service.cancel("one")
     dispatcher.step()
     cluster.dies = False
@@ -143,6 +158,7 @@ def test_a_clock_that_jumps_ends_nobody_s_time(
         add_job(id, time_limit=600)
     dispatcher.step()
     for id in ids[:3]:
+        service.store.join_attempt(id, 1, host="here")
         service.store.start_attempt(id, 1)
         service.queue.renew(id, 1, 600)
     service.cancel("stops")
