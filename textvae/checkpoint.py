@@ -69,6 +69,7 @@ class Position:
 class Checkpoint:
     """A verified checkpoint in memory, all tensors on CPU."""
 
+    folder: Path  # where it was read
     config: Config
     vocabulary: Vocabulary
     model_state: dict[str, torch.Tensor]
@@ -78,6 +79,20 @@ class Checkpoint:
     digest: str
     sums: dict[str, Any] = field(default_factory=dict)  # of an epoch in progress; empty at an epoch's end
     training_weights: dict[str, torch.Tensor] = field(default_factory=dict)  # if model_state is an average
+
+    def give_weights(self, model: torch.nn.Module) -> None:
+        """Load its weights into a model of its config and vocabulary.
+
+        Raises CheckpointError if they do not fit: its files are whole, but not of one training.
+        """
+        try:
+            model.load_state_dict(self.model_state)
+        except RuntimeError as error:
+            first = str(error).splitlines()[1:2] or [str(error)]
+            raise CheckpointError(
+                f"{self.folder}: its weights do not fit its config and its vocabulary of "
+                f"{self.vocabulary.size} tokens: {first[0].strip()}"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -188,6 +203,7 @@ def load(folder: Path | str, *, digest: str | None = None, optimizer: bool = Tru
         apart = [name for name in tensors if name.startswith(_WEIGHTS)]
         training_weights = {name.removeprefix(_WEIGHTS): tensors.pop(name) for name in apart}
         return Checkpoint(
+            folder=folder,
             config=config,
             vocabulary=vocabulary,
             model_state=load_file(folder / MODEL),

@@ -54,14 +54,7 @@ class Predictor:
         """
         saved = checkpoint.load(folder, digest=digest, optimizer=False)
         model = TextVAE(saved.config, saved.vocabulary.size)
-        try:
-            model.load_state_dict(saved.model_state)
-        except RuntimeError as error:
-            first = str(error).splitlines()[1:2] or [str(error)]
-            raise checkpoint.CheckpointError(
-                f"{folder}: its weights do not fit its config and its vocabulary of {saved.vocabulary.size} "
-                f"tokens: {first[0].strip()}"
-            ) from error
+        saved.give_weights(model)
         return cls(saved.config, saved.vocabulary, model, device)
 
     @classmethod

@@ -166,7 +166,7 @@ class _Loop:
         self.seconds = 0.0  # of all epochs completed
         self.under_way = False
         if saved:
-            self.model.load_state_dict(saved.model_state)
+            saved.give_weights(self.model)
             self.optimizer.load_state_dict(saved.optimizer_state)
             self.position, self.sums = saved.position, saved.sums
             self.seconds = saved.metrics.get("seconds", 0.0)

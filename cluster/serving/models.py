@@ -176,7 +176,7 @@ def read(wanted: Wanted) -> Loaded:
     folder = fetch(wanted.location, _cache())
     saved = checkpoint.load(folder, digest=wanted.digest, optimizer=False)
     model = TextVAE(saved.config, saved.vocabulary.size)
-    model.load_state_dict(saved.model_state)
+    saved.give_weights(model)
     predictor = Predictor.from_parts(saved.config, saved.vocabulary, model)
     metrics = {
         name: value for name, value in (saved.metrics.get("validation") or {}).items() if value is not None

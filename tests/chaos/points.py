@@ -21,7 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_CHANCE = re.compile(r"(?<=\.)[0-9a-f]{8}(?=\.(?:partial|old))|(?<=tmp)\w{8}(?=\.scratch)|(?<=step-)\d{6}")
+_CHANCE = re.compile(
+    r"(?<=\.)[0-9a-f]{8}(?=\.(?:partial|old))|(?<=served\.)\d+(?=\.partial)"
+    r"|(?<=tmp)\w{8}(?=\.scratch)|(?<=step-)\d{6}"
+)
 _POLLS = ("XREAD", "XREVRANGE")  # how often one waits is up to the clock
 _REPEATS = 2  # of what a watching thread does again and again, so many are points
 

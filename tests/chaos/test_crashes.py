@@ -31,7 +31,7 @@ def test_a_crash_at_any_point_is_recovered_from(scene: str, tmp_path: Path, nurs
     template = tmp_path / "template"
     Road(scene, template, nursery, redis.url, None)
     redis.flush()
-    points = Road(scene, tmp_path / "whole", nursery, redis.url, template).points()
+    points = Road(scene, tmp_path / "whole" / "home", nursery, redis.url, template).points()
     points = [point for point in points if " begin " not in point]  # a kill there is one before the commit
     kinds = {kind: sum(f" {kind} " in point for point in points) for kind in KINDS}
     assert all(kinds.values()), (kinds, points)
@@ -42,14 +42,14 @@ def test_a_crash_at_any_point_is_recovered_from(scene: str, tmp_path: Path, nurs
         # Two threads take turns as they like, so a few points come only now and then.
         for turn in range(TURNS):
             redis.flush()
-            home = tmp_path / f"{number}-{turn}"
+            home = tmp_path / f"{number}-{turn}" / "home"  # by its last folder's name a file is known
             road = Road(scene, home, nursery, redis.url, template)
             there = road.crash(point)
             problems = road.recover()
             if problems:
                 found += [f"{point}:", *(f"  {problem}" for problem in problems)]
             else:
-                shutil.rmtree(home)
+                shutil.rmtree(home.parent)
             if there:
                 reached[point.split(" ")[0]] += 1
                 break

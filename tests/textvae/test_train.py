@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
 from typing import Any
 
 import pytest
 import torch
 
-from textvae import checkpoint, train, validation
+from textvae import checkpoint, train, validation, vocabulary
 from textvae.checkpoint import Position
 from textvae.config import METRICS
 from textvae.train import TrainingError
@@ -135,6 +136,29 @@ def test_a_loss_that_is_not_finite_ends_training_without_a_checkpoint(folder, tm
     assert list(tmp_path.glob("*")) == []
 
 
+def test_a_loss_that_stops_being_finite_leaves_the_last_good_checkpoint(folder, whole, tmp_path, monkeypatch):
+    settled = train.optimizer.set_rate
+
+    def wild(optimizer, config, passed):
+        settled(optimizer, config, passed)
+        if passed >= 1.25:
+            for group in optimizer.param_groups:
+                group["lr"] = 1e30
+
+    monkeypatch.setattr(train.optimizer, "set_rate", wild)
+    hooks = Hooks()
+    with pytest.raises(TrainingError, match=r"epoch 2, step \d+: the .* (is nan|is inf|not finite)"):
+        run(elbo(folder, training={"clip_norm": None}), folder, tmp_path, hooks)
+    assert [each.name for each in tmp_path.iterdir()] == ["epoch-01"]
+    kept, digest, position, _ = hooks.checkpoints[0]
+    assert position == Position(epoch=1, step=STEPS, batch=0)
+    monkeypatch.undo()
+    again = Hooks()
+    run(elbo(folder, training={"clip_norm": None}), folder, tmp_path, again, resume=kept, digest=digest)
+    assert [each[0].name for each in again.checkpoints] == ["epoch-02", "epoch-03"]
+    assert math.isfinite(again.epochs[-1].validation["loss"])
+
+
 def test_the_loss_is_looked_at_with_each_progress(folder, tmp_path):
     ticks = itertools.count()
     hooks = Hooks()
@@ -152,6 +176,19 @@ def test_a_checkpoint_of_another_config_is_refused(folder, whole, tmp_path):
     other = elbo(folder, model={"latent": 5}, training={"learning_rate": 0.5})
     with pytest.raises(TrainingError, match="another config: model, training differ"):
         run(other, folder, tmp_path, Hooks(), resume=whole[0].checkpoints[0][0])
+
+
+def test_a_checkpoint_with_another_vocabulary_is_not_resumed(folder, whole, tmp_path):
+    """Its manifest says that it is whole, but its weights are of other tokens."""
+    copy = shutil.copytree(whole[0].checkpoints[0][0], tmp_path / "epoch-01")
+    (copy / checkpoint.VOCABULARY).write_text(vocabulary.Words(["film"], 12).to_json())
+    manifest = json.loads((copy / checkpoint.MANIFEST).read_text())
+    manifest["files"][checkpoint.VOCABULARY] = checkpoint.sha256(copy / checkpoint.VOCABULARY)
+    (copy / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    hooks = Hooks()
+    with pytest.raises(checkpoint.CheckpointError, match=r"epoch-01: its weights do not fit .* of 12 tokens"):
+        run(elbo(folder), folder, tmp_path / "more", hooks, resume=copy)
+    assert hooks.checkpoints == []
 
 
 def test_a_checkpoint_of_fewer_epochs_goes_on(folder, whole, tmp_path):
