@@ -11,6 +11,9 @@ A B B A: through the service, and as a script that calls `TorchTrainer.fit` itse
 | script | the start of that script's process | of rank 0 |
 
 What is promised is ours / fit <= 1.5. That is the strict one: whoever has no service starts a script.
+
+Then, with nothing to do, it looks at the dispatcher of that stack, and submits jobs that it cancels once they
+are claimed. `queues.py` measures the same with a database full of jobs, and without Ray.
 """
 
 from __future__ import annotations
@@ -48,6 +51,7 @@ PROMISED = 1.5
 _PATIENCE = 180.0
 _ROOT = Path(__file__).parent.parent
 _SENTENCES = 8485  # as many as snippets has
+_IDLE = 30.0  # seconds for which the dispatcher is looked at
 _REST = 6.0  # seconds between two turns: Ray ends processes that nobody needs after one
 
 # What is said when, as regular expressions, in the order in which a start goes through them.
@@ -76,6 +80,7 @@ class Bench:
     environment: Mapping[str, str]  # of a driver
     sessions: Path  # where Ray writes its logs
     head: int  # the process of Ray's head
+    dispatcher: int  # and that of the dispatcher
     config: JobConfig
     ranks: int
 
@@ -85,15 +90,17 @@ def main() -> None:
     options = argparse.ArgumentParser(description="from submit to the first training step")
     options.add_argument("--rounds", type=int, default=6, help="turns of each side (default: 6)")
     options.add_argument("--ranks", type=int, default=2, help="(default: 2, as the quickstart has)")
+    options.add_argument("--submits", type=int, default=40, help="jobs submitted when idle (default: 40)")
     options.add_argument("--json", action="store_true", help="print what a program can read")
     options.add_argument("--keep-log", type=Path, help="write every stamp of every turn to this file")
     given = options.parse_args()
-    if given.rounds < 1 or given.ranks < 1:
-        options.error("--rounds and --ranks must be at least 1")
+    if min(given.rounds, given.ranks, given.submits) < 1:
+        options.error("--rounds, --ranks and --submits must be at least 1")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the stack goes down then, too
     load_before = os.getloadavg()[0]
     with bench(given.ranks) as ground:
         result = measure(ground, given.rounds, lambda text: print(text, file=sys.stderr, flush=True))
+        result["dispatcher"] = idle(ground) | claims(ground, given.submits)
     result |= {"ranks": given.ranks, "rounds": given.rounds, "load before": round(load_before, 1)}
     if given.keep_log:
         given.keep_log.write_text(json.dumps(result, indent=1), encoding="utf-8")
@@ -152,6 +159,9 @@ def shown(result: Mapping[str, Any]) -> str:
         )
     lines.append(f"promised: {result['promised']}")
     lines.append(f"{result['rounds']} rounds, {result['ranks']} rank(s), load before {result['load before']}")
+    lines.append(
+        "the dispatcher, idle: " + ", ".join(f"{k} {v:.3g}" for k, v in result["dispatcher"].items())
+    )
     for name, stages in result["stages"].items():
         lines.append(f"\n{name + ': stage':24}{'reached':>9}{'took':>9}   seconds, medians")
         before = 0.0
@@ -211,6 +221,38 @@ def bare(ground: Bench, turn: int) -> dict[str, float]:
     stages |= ray_train(ground.sessions, began)
     gone(ground)
     return since(began, stages)
+
+
+def idle(ground: Bench) -> dict[str, float]:
+    """What the dispatcher takes when nothing happens."""
+    time.sleep(_REST)
+    process = psutil.Process(ground.dispatcher)
+    before = process.cpu_times()
+    time.sleep(_IDLE)
+    after = process.cpu_times()
+    used = after.user + after.system - before.user - before.system
+    return {"MB": process.memory_info().rss / 1e6, "% of a core": 100 * used / _IDLE}
+
+
+def claims(ground: Bench, submits: int) -> dict[str, float]:
+    """Milliseconds from the call of `submit` to the claim, of jobs that find nothing else to do."""
+    store, queue = Store(ground.settings.database_url), Queue(ground.settings.redis_url)
+    service = Service(store, queue)
+    took = []
+    for _ in range(submits):
+        began = time.time()
+        job = service.submit(ground.config, owner="benchmark").job.id
+        wait_for(lambda job=job: store.attempts(job), bool, f"{job} is not claimed")
+        (claimed,) = (event.at for event in store.events(job) if event.kind == "claimed")
+        took.append(1000 * (claimed.timestamp() - began))
+        service.cancel(job)
+        wait_for(lambda job=job: store.job(job), lambda found: found.state.final, f"{job} does not end")
+        gone(ground)
+        time.sleep(1)
+    store.close()
+    queue.close()
+    tenths = statistics.quantiles(took, n=20) if len(took) > 1 else took
+    return {"ms to claimed, p50": statistics.median(took), "p95": tenths[-1]}
 
 
 def since(began: float, stages: Mapping[str, float]) -> dict[str, float]:
@@ -301,10 +343,10 @@ def bench(ranks: int) -> Iterator[Bench]:
         try:
             driver = {**os.environ, **parts.driver_environment(home, up), "RAY_USAGE_STATS_ENABLED": "0"}
             settings = Settings.from_environment({"TEXTVAE_HOME": str(home)}).connected()
-            head = up.process("ray")
-            assert up.temporary is not None and head is not None
+            head, dispatcher = up.process("ray"), up.process("dispatcher")
+            assert up.temporary is not None and head is not None and dispatcher is not None
             sessions = parts.ray_sessions(up.temporary)
-            yield Bench(folder, settings, driver, sessions, head.pid, config, ranks)
+            yield Bench(folder, settings, driver, sessions, head.pid, dispatcher.pid, config, ranks)
         finally:
             stacks.down(home)
 

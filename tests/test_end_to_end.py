@@ -11,6 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from jobs.settings import Settings
+from jobs.store import Store
+
 from .home import Home, open_home
 
 pytestmark = pytest.mark.e2e
@@ -22,7 +25,7 @@ data:
   train: [{folder}/reviews.csv]
 vocabulary: {{kind: words, size: 60, max_length: 12}}
 model: {{embedding: 8, encoder_hidden: 8, latent: 4, decoder_hidden: 8}}
-training: {{epochs: 2, batch_size: 16, learning_rate: 0.01}}
+training: {{epochs: {epochs}, batch_size: 16, learning_rate: 0.01}}
 """
 
 
@@ -32,14 +35,18 @@ def home() -> Iterator[Home]:
         yield home
 
 
-def test_from_up_to_an_http_answer_to_down(home: Home) -> None:
+def write_tiny(home: Home, epochs: int) -> None:
+    """Reviews and a config, `tiny.yaml`, in the home's folder."""
     rows = ["text,label"]
     for n in range(200):
         feeling, label = ("a lovely warm film", 1) if n % 2 else ("a dull cold film", 0)
         rows.append(f"{feeling} number {n % 10},{label}")
     (home.folder / "reviews.csv").write_text("\n".join(rows))
-    (home.folder / "tiny.yaml").write_text(TINY.format(folder=home.folder))
+    (home.folder / "tiny.yaml").write_text(TINY.format(folder=home.folder, epochs=epochs))
 
+
+def test_from_up_to_an_http_answer_to_down(home: Home) -> None:
+    write_tiny(home, epochs=2)
     home.call(*home.up[1:], "--detach")
     status = home.json("status")
     assert status["up"] is True
@@ -92,6 +99,33 @@ def wait_until_served(served: httpx.Client, name: str, version: int) -> None:
             return
         time.sleep(0.1)  # HTTP has nothing to wait at
     raise AssertionError(f"{name} version {version} is not served: {served.get('/v1/models').text}")
+
+
+def test_a_backup_of_a_service_at_work_is_restored_and_its_job_goes_on(home: Home) -> None:
+    write_tiny(home, epochs=150)
+    home.call(*home.up[1:], "--detach")
+    home.call("submit", "tiny.yaml", "--id", "under-way")
+    store = Store(Settings.from_environment(home.environment).connected().database_url)
+    deadline = time.monotonic() + 120
+    while not store.checkpoints("under-way"):
+        assert time.monotonic() < deadline, home.call("logs", "under-way")
+        time.sleep(0.05)
+    copied = home.json("backup", "copy")
+    assert not store.job("under-way").state.final and copied["missing"] == []
+    store.close()
+    home.call("down")
+
+    with open_home() as other:
+        other.call("restore", str(home.folder / "copy"))
+        assert other.json("show", "under-way")["job"]["state"] == "running"  # as it was then
+        other.call(*other.up[1:], "--detach")
+        assert other.call("wait", "under-way", "--timeout", "240", timeout=260) == "under-way  succeeded\n"
+        told = other.json("show", "under-way")
+        first, second = told["attempts"]
+        assert (first["state"], second["state"]) == ("lost", "succeeded")
+        assert second["resumed_from"] is not None
+        assert [report["epoch"] for report in told["reports"]] == list(range(1, 151))
+        assert other.json("verify") == {"ok": True, "disagreements": []}
 
 
 def test_ctrl_c_takes_a_service_in_the_foreground_down(home: Home) -> None:
