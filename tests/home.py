@@ -81,9 +81,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def open_home() -> Iterator[Home]:
+def open_home(parent: Path = Path("/tmp")) -> Iterator[Home]:
     """A new home; whatever `up` started for it is taken down at the end, and must be gone then."""
-    home = Home(Path(tempfile.mkdtemp(prefix="tv-", dir="/tmp")))  # Ray's sockets need a short path
+    home = Home(Path(tempfile.mkdtemp(prefix="tv-", dir=parent)))  # Ray's sockets need a short path
     try:
         yield home
     finally:
