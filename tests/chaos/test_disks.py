@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import time
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +123,7 @@ def test_a_damaged_database_is_named_and_left_as_it_is(tmp_path: Path, harm: str
 
 
 def test_a_database_that_is_locked_is_waited_for(ground: Ground, redis: Redis):
-    """By a backup that copies badly, say: longer than a writer waits, shorter than an attempt does."""
+    """By a backup that copies badly, say: as long as a command waits, shorter than an attempt does."""
     ground.attempt_order["pace"] = 0.1
     dispatcher = ground.dispatcher()
     assert ground.client("submit", str(ground.config("stub", 3, 3)), "--id", "job").wait() == 0
@@ -132,7 +131,7 @@ def test_a_database_that_is_locked_is_waited_for(ground: Ground, redis: Redis):
     until(lambda: store.checkpoints("job"), "a checkpoint")
     locking = sqlite3.connect(ground.home / "textvae.db", isolation_level=None)
     locking.execute("BEGIN IMMEDIATE")
-    time.sleep(12)
+    assert ground.client("cancel", "job").wait() == 4
     locking.execute("ROLLBACK")
     locking.close()
     until(lambda: store.job("job").state.final, "the job to end")

@@ -159,10 +159,12 @@ def attempt(store: Store, queue: Queue, settings: Settings, tools: Tools) -> Ite
     """Opens an attempt, as the dispatcher does, and makes its Work."""
     logs: list[AttemptLog] = []
 
-    def make(job: str, number: int = 1, tools: Tools = tools, queue: Queue = queue) -> Work:
+    def make(
+        job: str, number: int = 1, tools: Tools = tools, queue: Queue = queue, timings: Timings = QUICK
+    ) -> Work:
         assert store.open_attempt(job, number, by="test") is not None
         logs.append(AttemptLog(settings.attempt_log(job, number)))
-        return Work(store, queue, settings, job, number, logs[-1], tools, timings=QUICK)
+        return Work(store, queue, settings, job, number, logs[-1], tools, timings=timings)
 
     yield make
     for log in logs:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from jobs.attempt import Timings
 from jobs.queue import Queue
 from jobs.settings import Settings
-from jobs.store import AttemptState, Job, JobState, Store, StoreError, StoreUnavailable
+from jobs.store import AttemptState, Cause, CauseKind, Job, JobState, Store, StoreError, StoreUnavailable
 from textvae.artifacts import Artifacts
 
 from ..conftest import RedisServer
-from .conftest import Train, Training, log_of, names, reach
+from .conftest import QUICK, Train, Training, log_of, names, reach
 
 
 def test_a_lease_comes_back_after_redis_was_emptied(train: Train, queue: Queue, redis_server: RedisServer):
@@ -59,6 +61,23 @@ def test_a_database_that_is_away_for_a_while_is_waited_for(
     train("first", reach(1, 0.5))
     assert names(store, "first") == ["epoch-01"]
     assert log_of(settings, "first").count("trying again") == 2
+
+
+def test_a_database_that_stays_away_fails_the_attempt_as_unreachable(
+    train: Train, store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    assert Timings().patience == 60
+
+    def away(*_: Any) -> Any:
+        raise StoreUnavailable("the database does not answer")
+
+    monkeypatch.setattr(store, "record_checkpoint", away)
+    train("first", reach(1, 0.5), timings=replace(QUICK, patience=0.2))
+    (attempt,) = store.attempts("first")
+    assert (attempt.state, attempt.cause) == (AttemptState.FAILED, Cause.UNREACHABLE)
+    assert Cause.UNREACHABLE.kind is CauseKind.INFRASTRUCTURE
+    assert store.job("first").state is JobState.QUEUED
+    assert names(store, "first") == []
 
 
 @pytest.mark.parametrize("lost", [False, True])

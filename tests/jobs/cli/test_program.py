@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from cluster.stack import StackError
 from jobs.cli import checks, errors, main
 from jobs.settings import Settings
-from jobs.store import Job
+from jobs.store import Job, StoreUnavailable
 
 Run = Callable[..., Result]
 
@@ -48,6 +48,8 @@ def test_the_version(offline: Run) -> None:
 def test_an_error_of_a_layer_below_is_one_line_with_its_code() -> None:
     failure = errors.translate(StackError("ray: not ready\nthe end of its log"))
     assert failure is not None and failure.exit_code == errors.UNREACHABLE
+    full = errors.translate(StoreUnavailable("database or disk is full"))
+    assert full is not None and full.exit_code == errors.UNREACHABLE
     refused = errors.translate(ConnectionRefusedError("nobody\nthere"))
     assert refused is not None
     assert (refused.exit_code, refused.format_message()) == (errors.UNREACHABLE, "nobody there")
