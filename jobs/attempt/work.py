@@ -209,11 +209,14 @@ class Work:
         self._end(_STOPPED[why], why, self._excuse, said=f"{_SAID[why]} before training began")
 
     def _listen(self) -> None:
-        """Give training up that has said nothing for so long that it must hang, whatever it hangs at."""
+        """Give training up that has said nothing for so long that it must hang, whatever it hangs at.
+
+        That may be the other thread, which deletes checkpoints and makes the version.
+        """
         limit = self._settings.stall_timeout
         if self._started is None or self._clock() - self._heard < limit:
             return
-        error = f"its ranks have said nothing for {limit:g} s: they hang"
+        error = f"its ranks have said nothing for {limit:g} s: they hang, or the disk does"
         self._end(AttemptState.FAILED, Cause.RANK_LOST, error, said=error)
 
     def _end(self, state: AttemptState, cause: Cause, error: str | None, *, said: str) -> None:
@@ -261,14 +264,17 @@ class Work:
 
     def _abandon(self, reason: str) -> None:
         """Stop everything at once."""
-        self._log.write(f"{reason}; ending this process and its ranks")
         self._stale.set()
         self._stop.set()
-        # Whoever does not count any more must be gone soon, whether or not the database answers.
-        copying = threading.Thread(target=self._copy_log, name="copy-log", daemon=True)
-        copying.start()
-        copying.join(timeout=1.0)
+        # Whoever does not count any more must be gone soon, whether or not database and disk answer.
+        saying = threading.Thread(target=self._say_goodbye, args=(reason,), name="goodbye", daemon=True)
+        saying.start()
+        saying.join(timeout=1.0)
         self._tools.leave()
+
+    def _say_goodbye(self, reason: str) -> None:
+        self._log.write(f"{reason}; ending this process and its ranks")
+        self._copy_log()
 
     def _rest(self, bell: Bell | None) -> Bell | None:
         """Wait until the job's bell rings, for one poll at most."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -194,6 +196,41 @@ def test_a_stale_attempt_ends_its_process_and_changes_nothing(
     assert store.job(job).state is JobState.RUNNING
     assert [a.state for a in store.attempts(job)] == [AttemptState.LOST, AttemptState.STARTING]
     assert "not its active attempt" in log_of(settings, job)
+
+
+def test_a_stale_attempt_ends_its_process_although_its_log_hangs(
+    attempt: Callable[..., Work],
+    submit: Callable[..., str],
+    training: Training,
+    store: Store,
+    settings: Settings,
+    left: threading.Event,
+):
+    """Its file is a pipe that nobody empties: a write waits for ever, as on a disk that does not answer."""
+    job = submit("first")
+    path = settings.attempt_log(job, 1)
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path)
+    reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    filling = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+
+    def goes_stale(training: Training) -> str:
+        training.progress(1)
+        for size in (4096, 1):
+            with suppress(BlockingIOError):
+                while True:
+                    os.write(filling, bytes(size))
+        store.finish_attempt(job, 1, AttemptState.LOST, by="test")
+        try:
+            assert left.wait(10)
+        finally:
+            os.read(reading, 2**20)  # its threads go on, and end
+        raise RuntimeError("killed")
+
+    training.script = goes_stale
+    attempt(job).run()
+    os.close(filling)
+    os.close(reading)
 
 
 def test_a_checkpoint_of_a_stale_attempt_stops_training_even_if_nobody_has_looked(
