@@ -8,7 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from jobs.store.tables import Base
 
 from .forking import Nursery, gone
 from .ground import Ground, end, until
-from .launcher import holder
+from .launcher import holder, kill
 from .oracle import Expected, problems
 from .training import STEPS
 
@@ -45,7 +45,8 @@ class Haunting:
     """What came of an attempt that was frozen, replaced and thawed."""
 
     reached: bool  # the point at which it was to be frozen
-    refused: bool  # what it was about to write
+    refused: bool  # what it was about to write; neither this nor that if it ended before it could
+    written: bool
     lived: float  # seconds that it and its rank were there once thawed
     problems: list[str]  # what is not as it must be then
 
@@ -93,14 +94,30 @@ class Road:
         self._go({role: {"role": role, "refuse": point, "reached": str(reached)}})
         return reached.exists()
 
+    def hang(self, point: str, stall: float) -> bool:
+        """Go the road with a disk that never answers one call; whether that call came.
+
+        Ranks that say nothing are given up after `stall` seconds. An attempt that hangs is not waited for.
+        """
+        role, reached, processes = point.split(" ")[0], self.ground.home / "reached", self.ground.processes
+        patient = self.ground.settings
+        self.ground.settings = replace(patient, stall_timeout=stall)
+        self._client(*self._submit)
+        self._pass({role: {"role": role, "hang": point, "reached": str(reached)}})
+        self.ground.settings = patient
+        until(lambda: reached.exists() or not processes.living(), f"the {role} to hang or to end")
+        if role == "rank":
+            until(lambda: not processes.names(), "the attempt to give its rank up")
+            # Whatever a rank hangs at, Ray ends it with its attempt.
+            kill(self.ground.home / "attempts" / f"{JOB}-1.rank", signal.SIGKILL)
+        return reached.exists()
+
     def haunt(self, point: str) -> Haunting:
         """Freeze the attempt at this point, have it replaced, and thaw it once its job has ended."""
         reached, processes = self.ground.home / "reached", self.ground.processes
         frozen = {"role": "attempt", "freeze": point, "reached": str(reached)}
         self._client(*self._submit)
-        order = {**self.ground.attempt_order, "points_of": {"attempt": frozen}, "timings": {"lease": _LEASE}}
-        pid = self.ground.dispatcher(passes=1, attempt=order, **_HASTE)
-        until(lambda: gone(pid), "the dispatcher to end")
+        self._pass({"attempt": frozen})
         until(lambda: reached.exists() or not processes.living(), "the attempt to freeze or to end")
         haunted = bool(processes.living())
         processes.lose(f"{JOB}-1")
@@ -115,7 +132,8 @@ class Road:
         found += [f"{row} was written" for row in sorted(dump(store) - before)]
         found += problems(store, self.ground.settings, self._expected(), processes)
         store.close()
-        return Haunting(haunted, Path(f"{reached}.refused").exists(), lived, found)
+        refused, written = (Path(f"{reached}.{end}").exists() for end in ("refused", "written"))
+        return Haunting(haunted, refused, written, lived, found)
 
     def recover(self) -> list[str]:
         """Do what a user and a supervisor would do then; what is not as it must be in the end."""
@@ -164,6 +182,12 @@ class Road:
 
     def _dispatch(self, points: Points) -> None:
         """One pass of a dispatcher, and the attempt that it launches, to their ends."""
+        self._pass(points)
+        until(lambda: not self.ground.processes.names(), "the attempt to end")
+        until(lambda: not self.ground.processes.ranks(), "the rank to end")
+
+    def _pass(self, points: Points) -> None:
+        """One pass of a dispatcher, which launches an attempt."""
         inner = {role: points[role] for role in ("attempt", "rank") if role in points}
         order = {**self.ground.attempt_order, "points_of": inner, "timings": {"lease": _LEASE}}
         cancelled = self.scene == "cancelled" and self._recorded()
@@ -173,8 +197,6 @@ class Road:
         if cancelled:
             self._cancel(pid, points)
         until(lambda: gone(pid), "the dispatcher to end")
-        until(lambda: not self.ground.processes.names(), "the attempt to end")
-        until(lambda: not self.ground.processes.ranks(), "the rank to end")
 
     def _cancel(self, dispatcher: int, points: Points) -> None:
         """Cancel the job whose rank is held; it goes on if the client dies before the cancel is recorded."""

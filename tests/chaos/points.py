@@ -39,11 +39,13 @@ class _Points:
         kill: str | None = None,
         freeze: str | None = None,
         refuse: str | None = None,
+        hang: str | None = None,
         reached: str = "",
     ):
         self._role = role
         self._ends = {kill: signal.SIGKILL, freeze: signal.SIGSTOP}
         self._refuse = refuse
+        self._hang = hang
         self._reached = reached
         self._record = None if record is None else os.open(record, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         self._seen: Counter[str] = Counter()
@@ -51,15 +53,17 @@ class _Points:
         self._thawed: int | None = None  # the thread that was frozen
 
     def written(self) -> None:
-        """A write is committed: if it is what the process was frozen before, it was not refused."""
-        if self._thawed == threading.get_ident():
-            self._thawed = None
+        """A write is committed: if the process was frozen before it, the file REACHED.written says so."""
+        self._tell("written")
 
     def taken_back(self) -> None:
         """A write is rolled back: if the process was frozen before it, the file REACHED.refused says so."""
+        self._tell("refused")
+
+    def _tell(self, what: str) -> None:
         if self._thawed == threading.get_ident():
             self._thawed = None
-            os.close(os.open(f"{self._reached}.refused", os.O_CREAT | os.O_WRONLY))
+            os.close(os.open(f"{self._reached}.{what}", os.O_CREAT | os.O_WRONLY))
 
     def reach(self, kind: str, what: str) -> None:
         thread = threading.current_thread().name.partition("-")[0]
@@ -79,6 +83,9 @@ class _Points:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if self._record is not None:
                 os.write(self._record, f"{point}\n".encode())
+        if point == self._hang:  # without the lock: the other threads go on
+            os.close(os.open(self._reached, os.O_CREAT | os.O_WRONLY))
+            threading.Event().wait()
 
 
 _points: _Points | None = None
@@ -88,7 +95,8 @@ def install(order: dict[str, Any]) -> None:
     """Have points in this process if its order has any: `points` holds the arguments of `_Points`.
 
     They are the process's role; and a file to `record` them in, or the one at which to `kill` or `freeze` it,
-    or to `refuse` the call for want of space, which is told by making the file `reached`.
+    to `refuse` the call for want of space, or to have its thread `hang` in it for ever, as a disk does that
+    does not answer; that the point is reached is told by making the file `reached`.
     """
     global _points
     if not order.get("points"):

@@ -11,14 +11,26 @@ import pytest
 from sqlalchemy import Engine, event
 
 from jobs.config import from_mapping
-from jobs.store import AttemptState, Cause, JobState, Store, StoreError, StoreUnavailable
+from jobs.store import Attempt, AttemptState, Cause, JobState, Store, StoreError, StoreUnavailable
 
-from .crashes import Road
+from .crashes import JOB, Road
 from .forking import Nursery
 from .ground import Ground, Redis, end, until
 from .oracle import Expected, problems
 
 CONFIG = from_mapping({"name": "reviews"})
+FULL = "[Errno 28] No space left on device"
+# How an attempt ends whose disk hangs: by itself, or by a dispatcher.
+GIVEN_UP = AttemptState.FAILED, Cause.RANK_LOST, "they hang"
+SILENT = AttemptState.LOST, Cause.LEASE_LOST, "no sign of life"
+HANGS = {
+    "rank fsync .epoch-02.*.partial/manifest.json #1": GIVEN_UP,
+    "rank rename attempt-1/.epoch-02.*.partial #1": GIVEN_UP,
+    "attempt rename attempt-1/epoch-01 #1": GIVEN_UP,
+    "attempt fsync .v2.*.partial/model.safetensors #1": GIVEN_UP,
+    "attempt begin join_attempt #1": SILENT,
+    "attempt begin finish_attempt #1": SILENT,
+}
 
 
 def add(store: Store, id: str) -> None:
@@ -37,11 +49,40 @@ def add(store: Store, id: str) -> None:
 def test_a_full_disk_fails_the_attempt_and_the_next_one_goes_on(
     point: str, tmp_path: Path, nursery: Nursery, redis: Redis
 ):
-    """While a checkpoint is written, put into its place, or made a version."""
+    """While a checkpoint is written, put into its place, or made a version; it says what the disk said."""
     road = Road("straight", tmp_path / "home", nursery, redis.url, None)
     redis.flush()
     assert road.refuse(point)
+    first = first_attempt(road)
+    assert (first.state, first.cause) == (AttemptState.FAILED, Cause.ERROR)
+    assert first.error is not None and FULL in first.error
+    log = road.ground.settings.attempt_log(JOB, 1).read_text()
+    assert f"OSError: {FULL}" in log and "Traceback" in log
     assert road.recover() == []
+
+
+@pytest.mark.parametrize("point", HANGS)
+def test_a_disk_that_hangs_ends_the_attempt_and_the_next_one_goes_on(
+    point: str, tmp_path: Path, nursery: Nursery, redis: Redis
+):
+    """While a rank writes a checkpoint or puts it into its place, and while the attempt deletes one or makes
+    one a version, it gives training up by itself; with its first and last records it goes silent.
+    """
+    road = Road("straight", tmp_path / "home", nursery, redis.url, None)
+    redis.flush()
+    assert road.hang(point, stall=2.0)
+    assert road.recover() == []
+    first = first_attempt(road)
+    state, cause, words = HANGS[point]
+    assert (first.state, first.cause) == (state, cause)
+    assert first.error is not None and words in first.error
+
+
+def first_attempt(road: Road) -> Attempt:
+    store = Store(road.ground.settings.database_url)
+    first, *_ = store.attempts(JOB)
+    store.close()
+    return first
 
 
 def test_a_full_database_is_an_error_and_loses_nothing(tmp_path: Path):

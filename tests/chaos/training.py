@@ -13,6 +13,7 @@ import shutil
 import socket
 import tempfile
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -34,7 +35,11 @@ Say = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class RankDied(RuntimeError):
-    """The rank went away, or said that it failed."""
+    """The rank went away."""
+
+
+class RankFailed(RuntimeError):
+    """The rank said that it failed."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,9 @@ def _serve(lines: IO[str], on_message: Say) -> Result:
         message = json.loads(line)
         if message["kind"] == "end":
             return Result(message["status"])
+        if message["kind"] == "failure":
+            on_message({"kind": "log", "text": message["traceback"]})
+            raise RankFailed(f"rank 0: {message['error']}")
         lines.write(json.dumps(on_message(message)) + "\n")
         lines.flush()
     raise RankDied("the rank died")
@@ -111,8 +119,12 @@ def train(order: Mapping[str, Any]) -> None:
 
             say({"kind": "log", "text": f"rank 0 is process {os.getpid()}"})
             work = _real if order["config"]["data"]["source"] == "files" else _stub
-            status = work(order, scratch, say)
-            lines.write(json.dumps({"kind": "end", "status": status}) + "\n")
+            try:
+                end = {"kind": "end", "status": work(order, scratch, say)}
+            except Exception as error:  # noqa: BLE001 - whatever it is, the attempt ends with it
+                told = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+                end = {"kind": "failure", **told}
+            lines.write(json.dumps(end) + "\n")
         shutil.rmtree(scratch)
 
 
