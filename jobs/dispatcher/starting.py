@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -214,6 +215,7 @@ class Starter:
 
     def _open(self, jobs: Sequence[Waiting], known: set[tuple[str, int]]) -> list[Attempt] | None:
         """Open the attempts of these jobs; none if another dispatcher has opened some in the meantime."""
+        claimed = time.monotonic()
         taken = self._queue.take({job.id: job.number for job in jobs}, self._timings.claim_lease)
         for job in jobs:
             if job.id not in taken:
@@ -226,8 +228,11 @@ class Starter:
             ranks={job.id: job.ranks for job in mine},
         )
         if opened is None:
-            for job in mine:
-                self._queue.release(job.id, job.number)
+            # A process that was frozen here for longer may find on these jobs the leases of attempts that
+            # another has opened meanwhile, and of the same numbers.
+            if time.monotonic() - claimed < self._timings.claim_lease:
+                for job in mine:
+                    self._queue.release(job.id, job.number)
             return None
         begun = {attempt.job for attempt in opened}
         for job in mine:
