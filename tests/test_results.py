@@ -12,7 +12,13 @@ from typing import Any
 
 import pytest
 
+from textvae.config import Config
+from textvae.evaluate.records import with_provenance
+from textvae.evaluate.showing import rows as shown
+from textvae.parsing import parse
+
 ROOT = Path(__file__).parent.parent
+STORED = sorted((ROOT / "docs" / "results").glob("*.json"))
 
 
 def _load() -> ModuleType:
@@ -107,6 +113,29 @@ def test_other_configs_and_parts_are_other_rows() -> None:
     lacking = record(seed=1)
     lacking["evaluation"]["metrics"]["sentiment"]["head"]["accuracy"] = None
     assert rows(results.table([record(), lacking], ["small"]))[0]["accuracy, %"] == "-"
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
+def test_a_stored_record_and_another_seed_of_its_config_are_one_row(path: Path) -> None:
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    # As this version writes it down, keys included that the stored one is older than.
+    config = parse(Config, stored["evaluation"]["config"]).model_dump(mode="json")
+    evaluation = {**stored["evaluation"], "config": {**config, "seed": stored["seed"] + 1}}
+    again = with_provenance(evaluation, stored["preset"], hardware=stored["hardware"])
+    assert [row["status"] for row in rows(results.table([stored, again], []))] == ["not final (2 of 5 seeds)"]
+    for name, value in (("pretraining_token_drop", 0.3), ("sentiment_after_epochs", 1)):
+        other = {**evaluation, "config": {**config, "objective": {**config["objective"], name: value}}}
+        assert with_provenance(other, stored["preset"], hardware="-")["config_key"] != stored["config_key"]
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
+def test_a_stored_record_is_shown_whatever_it_is_older_than(path: Path) -> None:
+    evaluation = json.loads(path.read_text(encoding="utf-8"))["evaluation"]
+    steps = evaluation["metrics"]["transfer"]["steps"]
+    remarks = [remark for group, name, _, remark in shown(evaluation) if name.endswith(": flipped")]
+    assert len(remarks) == len(steps)
+    for step, remark in zip(steps, remarks, strict=True):
+        assert ("with the review" in remark) == ("source_bleu" in step)
 
 
 def test_pages_and_records_that_are_none_are_told(tmp_path: Path) -> None:

@@ -264,7 +264,20 @@ class ElboObjective(Section):
         "the states of its way ahead, and the one before off those of its way back (lstm of one layer, "
         "mingru)",
     )
+    pretraining_token_drop: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of a review's tokens replaced by out-of-vocabulary for the encoder in "
+        "pretraining; what is asked for stays whole (a denoising autoencoder)",
+    )
     reset_decoder: bool = Field(False, description="draw the decoder's weights anew after pretraining")
+    sentiment_after_epochs: int = Field(
+        0,
+        ge=0,
+        description="epochs after pretraining before the sentiment counts, with its entropy and adversarial "
+        "terms: until then the bound alone is trained",
+    )
     word_dropout: float = Field(
         0.0, ge=0, lt=1, description="share of the decoder's previous tokens replaced by out-of-vocabulary"
     )
@@ -371,12 +384,17 @@ class Config(Section):
             wanted = "repeat" if seed else "autoregressive, mingru or transformer"
             raise ValueError(f"model.decoder must be {wanted} with objective {self.objective.kind}")
         objective = self.objective
-        if objective.kind == "elbo" and objective.pretraining_epochs >= self.training.epochs:
-            raise ValueError("objective.pretraining_epochs must be below training.epochs")
+        if objective.kind == "elbo":
+            self._stages_fit(objective)
         if objective.kind == "elbo" and objective.decorrelation_weight and not model.mean_scale:
             raise ValueError("objective.decorrelation_weight needs a model.mean_scale")
         if objective.kind == "elbo" and model.latent == 0:
-            for name in ("adversarial_weight", "words_weight"):
+            for name in (
+                "adversarial_weight",
+                "words_weight",
+                "pretraining_token_drop",
+                "sentiment_after_epochs",
+            ):
                 if getattr(objective, name):
                     raise ValueError(f"objective.{name} needs a latent (model.latent above 0)")
         if objective.kind == "elbo" and objective.encoder_lm_weight:
@@ -394,6 +412,27 @@ class Config(Section):
                 "objective seed needs model.encoder lstm, a latent, no model.tied and no model.mean_scale"
             )
         return self
+
+    def _stages_fit(self, objective: ElboObjective) -> None:
+        first, epochs = objective.pretraining_epochs, self.training.epochs
+        if first >= epochs:
+            raise ValueError("objective.pretraining_epochs must be below training.epochs")
+        if first + objective.sentiment_after_epochs >= epochs:
+            raise ValueError(
+                "objective.pretraining_epochs and objective.sentiment_after_epochs together must be below "
+                "training.epochs: the sentiment would never count"
+            )
+        if objective.pretraining_token_drop:
+            name = "objective.pretraining_token_drop"
+            if first == 0:
+                raise ValueError(
+                    f"{name} needs objective.pretraining_epochs above 0: it counts in those alone"
+                )
+            if objective.pretraining == "language_model" and not objective.encoder_lm_weight:
+                raise ValueError(
+                    f"{name} needs objective.pretraining autoencoder or an objective.encoder_lm_weight: else "
+                    "pretraining asks nothing of the encoder"
+                )
 
     def _encoder_foresees(self, objective: ElboObjective) -> None:
         model, name = self.model, "objective.encoder_lm_weight"

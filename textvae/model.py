@@ -111,6 +111,7 @@ class TextVAE(nn.Module):
         *,
         kl_weight: float = 1.0,
         pretraining: bool = False,
+        sentiment_counts: bool = True,
         generator: torch.Generator | None = None,
         over_ranks: Callable[[Tensor], Tensor] | None = None,
     ) -> Losses:
@@ -118,11 +119,12 @@ class TextVAE(nn.Module):
 
         z is sampled in validation too, as the original did. Words are dropped, tokens left unscored and bits
         given for free only in training. While `pretraining`, the reconstruction is all that counts, of the
-        decoder alone if the objective says so. `over_ranks` sums a tensor over all ranks of the step. A batch
-        without reviews (a rank may have none at an epoch's end) gives zeros that still reach every parameter.
+        decoder alone if the objective says so; without `sentiment_counts` it is the bound that counts alone.
+        `over_ranks` sums a tensor over all ranks of the step. A batch without reviews (a rank may have none
+        at an epoch's end) gives zeros that still reach every parameter.
         """
         if self.autoregressive:
-            return steps.elbo(self, batch, kl_weight, pretraining, generator, over_ranks)
+            return steps.elbo(self, batch, kl_weight, pretraining, sentiment_counts, generator, over_ranks)
         return steps.seed(self, batch, kl_weight, generator)
 
     def cross_entropy(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,8 +159,11 @@ class TextVAE(nn.Module):
         tokens: Tensor,
         lengths: Tensor | None = None,
         over_ranks: Callable[[Tensor], Tensor] | None = None,
+        shown: Tensor | None = None,
     ) -> Posterior:
         """What `encode` says, and the mean that the sentiment is read off.
+
+        `shown` (batch, length) are what the encoder reads in the place of `tokens`, in pretraining.
 
         In training that is the mean of what dropout leaves of a review's n-grams, if any are looked at:
         without it a linear classifier of n-grams overfits, while a decoder that is told less than it could
@@ -169,7 +174,7 @@ class TextVAE(nn.Module):
         if self.encoder is None:
             nothing = torch.zeros(len(tokens), 0, device=tokens.device)
             return Posterior(nothing, nothing, nothing)
-        read = self._read(tokens, lengths)
+        read = self._read(tokens, lengths, shown)
         mean, h = self.mean_of(read.features)
         norm: Affine | None = self.mean_norm(mean, over_ranks) if self.mean_norm is not None else None
         mean = told = norm(mean) if norm else mean
@@ -195,11 +200,16 @@ class TextVAE(nn.Module):
         assert self.encoder is not None
         return self.mean_of(self._read(tokens, lengths).features)[0]
 
-    def _read(self, tokens: Tensor, lengths: Tensor | None) -> Read:
-        """What the encoder makes of a batch, with one more feature if naive Bayes has a word in it."""
+    def _read(self, tokens: Tensor, lengths: Tensor | None, shown: Tensor | None = None) -> Read:
+        """What the encoder makes of a batch, with one more feature if naive Bayes has a word in it.
+
+        That one is of the `tokens` even where the encoder is `shown` others: by them it knows which of its
+        folds a review is of.
+        """
         assert self.encoder is not None
-        embedded = self._embed(tokens)  # (batch, length, embedding)
-        read = self.encoder.read(tokens, embedded, lengths if self.autoregressive else None)
+        shown = tokens if shown is None else shown
+        embedded = self._embed(shown)  # (batch, length, embedding)
+        read = self.encoder.read(shown, embedded, lengths if self.autoregressive else None)
         if self.naive_bayes is None:
             return read
         assert lengths is not None

@@ -159,6 +159,14 @@ def pretraining(config: Config, epoch: int) -> bool:
     return config.objective.kind == "elbo" and epoch < config.objective.pretraining_epochs
 
 
+def sentiment_counts(config: Config, epoch: int) -> bool:
+    """Whether the sentiment is trained in `epoch`, counted from 0, with all that is asked of it."""
+    objective = config.objective
+    if objective.kind == "seed":
+        return True
+    return epoch >= objective.pretraining_epochs + objective.sentiment_after_epochs
+
+
 def reset_decoder(config: Config, epoch: int) -> bool:
     """Whether the decoder begins `epoch`, counted from 0, with new weights."""
     objective = config.objective

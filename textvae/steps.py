@@ -20,7 +20,7 @@ from textvae.heap import LOGITS_AT_ONCE
 from textvae.normal import Affine
 from textvae.objective import Losses
 from textvae.recurrent import reversal
-from textvae.vocabulary import OOV, PAD, START
+from textvae.vocabulary import END, OOV, PAD, START
 
 if TYPE_CHECKING:
     from textvae.batches import Batch
@@ -66,6 +66,7 @@ def elbo(
     batch: Batch,
     kl_weight: float,
     pretraining: bool,
+    sentiment_counts: bool,
     generator: torch.Generator | None,
     over_ranks: Callable[[Tensor], Tensor] | None,
 ) -> Losses:
@@ -79,7 +80,8 @@ def elbo(
     tokens = batch.tokens  # (batch, length)
     # A language model has no head to hold a label against.
     labels = batch.labels if model.encoder else torch.full_like(batch.labels, -1)  # (batch,)
-    posterior = model.posterior(tokens, batch.lengths, over_ranks)
+    shown = shown_tokens(model, tokens, generator) if pretraining else tokens
+    posterior = model.posterior(tokens, batch.lengths, over_ranks, shown)
     mean, log_var = posterior.mean, posterior.log_var
     z = model.sample_posterior(mean, log_var, generator)
     # What z is never asked for would only learn to vary less.
@@ -104,9 +106,10 @@ def elbo(
         foreseen = settings.encoder_lm_weight * _foreseen(model, posterior, batch, share, generator)
     counts = bool(model.encoder) and not pretraining  # whether anything but the words does
     told = settings.sentiment_weight * sentiment + settings.entropy_weight * uncertainty
-    if counts and model.training and settings.adversarial_weight:
+    if counts and sentiment_counts and model.training and settings.adversarial_weight:
         doubts = _adversarial(model, posterior, batch.lengths, over_ranks)
         told = told + settings.adversarial_weight * doubts.sum()
+    told = told * float(sentiment_counts)  # of no influence, but with a gradient: DDP waits for it
     if model.words is not None and model.training:
         bag = objective.bag_of_words(model.logits(model.words(z).tanh()), tokens, tokens != PAD)
         told = told + settings.words_weight * bag.sum()
@@ -218,6 +221,20 @@ def _nothing(model: TextVAE, device: torch.device) -> Losses:
     zero, none = loss.detach(), torch.zeros((), dtype=torch.long, device=device)
     means = torch.zeros(0, model.config.model.latent, device=device)
     return Losses(loss, zero, zero, zero, none, none, none, none, none, none, means, 0)
+
+
+def shown_tokens(model: TextVAE, tokens: Tensor, generator: torch.Generator | None) -> Tensor:
+    """What the encoder reads of a review in pretraining: some of its tokens are out of vocabulary to it.
+
+    Vincent et al., "Extracting and Composing Robust Features with Denoising Autoencoders" (ICML 2008), whose
+    noise blanks inputs and leaves the targets whole. END and padding are no words, and stay.
+    """
+    assert model.config.objective.kind == "elbo"
+    dropped = model.config.objective.pretraining_token_drop
+    if not model.training or dropped == 0:
+        return tokens
+    draw = torch.rand(tokens.shape, generator=generator, device=tokens.device)
+    return tokens.masked_fill((draw < dropped) & (tokens != PAD) & (tokens != END), OOV)
 
 
 def previous_tokens(model: TextVAE, tokens: Tensor, generator: torch.Generator | None) -> Tensor:

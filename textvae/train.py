@@ -55,7 +55,7 @@ class Report:
     seconds: float  # the whole epoch, validation included
     tokens_per_second: float  # real tokens of all ranks, while training
     train: dict[str, float]  # config.METRICS; NaN where there was nothing to average
-    validation: dict[str, float]  # the same; its loss counts the KL term in full from the first epoch on
+    validation: dict[str, float]  # the same; its loss counts every term in full from the first epoch on
 
 
 @dataclass(frozen=True)
@@ -300,6 +300,7 @@ class _Loop:
                 batch.to(self.ranks.device),
                 kl_weight=objective.kl_weight(self.config, passed),
                 pretraining=objective.pretraining(self.config, self.position.epoch),
+                sentiment_counts=objective.sentiment_counts(self.config, self.position.epoch),
                 over_ranks=self.ranks.sum,
             )
         self.optimizer.zero_grad(set_to_none=True)

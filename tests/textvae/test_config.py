@@ -22,6 +22,8 @@ def test_defaults_are_valid_and_frozen():
 
 
 FORESEEING = {"kind": "elbo", "encoder_lm_weight": 1, "pretraining_epochs": 1}
+DENOISING = {"kind": "elbo", "pretraining": "autoencoder", "pretraining_epochs": 1}
+DENOISING |= {"pretraining_token_drop": 0.3}
 
 
 @pytest.mark.parametrize(
@@ -76,6 +78,27 @@ def test_an_unknown_key_names_the_nearest_known_one(mapping: dict, key: str, nea
             "needs model.encoder_hidden equal to model.decoder_hidden",
         ),
         (
+            {"objective": {"kind": "elbo", "pretraining_token_drop": 0.3, "pretraining": "autoencoder"}},
+            "objective.pretraining_token_drop needs objective.pretraining_epochs above 0",
+        ),
+        (
+            {"objective": {"kind": "elbo", "pretraining_token_drop": 0.3, "pretraining_epochs": 1}},
+            "needs objective.pretraining autoencoder or an objective.encoder_lm_weight",
+        ),
+        ({"model": {"latent": 0}, "objective": DENOISING}, "pretraining_token_drop needs a latent"),
+        (
+            {"objective": {**DENOISING, "pretraining_token_drop": 1.0}},
+            "objective.pretraining_token_drop: input should be less than 1 (got 1.0)",
+        ),
+        (
+            {"objective": {**DENOISING, "sentiment_after_epochs": 2}, "training": {"epochs": 3}},
+            "objective.sentiment_after_epochs together must be below training.epochs",
+        ),
+        (
+            {"model": {"latent": 0}, "objective": {"kind": "elbo", "sentiment_after_epochs": 1}},
+            "objective.sentiment_after_epochs needs a latent",
+        ),
+        (
             {"model": {"weight_drop": 0.5, "encoder": "ngrams", "decoder": "mingru"}},
             "model.weight_drop needs model.encoder lstm or model.decoder autoregressive",
         ),
@@ -103,6 +126,12 @@ def test_an_unknown_key_names_the_nearest_known_one(mapping: dict, key: str, nea
 )
 def test_a_bad_value_says_which_and_why(mapping: dict, said: str):
     assert said in problem(mapping)
+
+
+def test_what_masks_the_encoder_needs_something_that_asks_of_it():
+    for objective in (DENOISING, {**FORESEEING, "pretraining_token_drop": 0.3}):
+        kept = parse(Config, {"objective": {**objective, "sentiment_after_epochs": 8}})
+        assert kept.training.epochs == 10
 
 
 def test_every_problem_is_named_at_once():

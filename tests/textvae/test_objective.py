@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,25 +15,9 @@ from textvae.encoders import NgramEncoder
 from textvae.model import TextVAE
 from textvae.parsing import parse
 
+from .small import config, elbo_batch
+
 torch.set_num_threads(1)
-
-
-def config(kind: str = "elbo", **settings: Any) -> Config:
-    model: dict[str, Any] = {
-        "embedding": 5,
-        "encoder_hidden": 6,
-        "latent": 4,
-        "decoder_hidden": 8,
-        "decoder": "repeat" if kind == "seed" else "autoregressive",
-    }
-    return parse(
-        Config,
-        {
-            "vocabulary": {"kind": "words", "size": 13, "max_length": 9},
-            "model": {**model, **settings.pop("model", {})},
-            "objective": {"kind": kind, **settings},
-        },
-    )
 
 
 def test_seed_reconstruction_is_keras_binary_cross_entropy_of_one_hot() -> None:
@@ -88,14 +71,6 @@ def seed_batch(n: int = 6) -> Batch:
     tokens[0, :7] = 0
     labels = torch.tensor([1, 0, 1, 0, 0, 1])[:n]
     return Batch(tokens, (tokens != 0).sum(1), labels, n)
-
-
-def elbo_batch() -> Batch:
-    lengths = torch.tensor([10, 4, 1, 7])
-    tokens = torch.randint(4, 13, (4, 10), generator=torch.Generator().manual_seed(1))
-    tokens[torch.arange(10) >= lengths[:, None]] = 0
-    tokens[torch.arange(4), lengths - 1] = 3
-    return Batch(tokens, lengths, torch.tensor([1, -1, 0, -1]), 4)
 
 
 def test_seed_loss_is_the_original_formula() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import shutil
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from textvae.checkpoint import Position
 from textvae.config import METRICS
 from textvae.train import TrainingError
 
-from .training import STEPS, Hooks, elbo, folder, one_thread, run, same_checkpoint, whole
+from .training import STEPS, Hooks, elbo, folder, one_thread, rewritten, run, same_checkpoint, whole
 
 __all__ = ["folder", "one_thread", "whole"]
 
@@ -180,11 +179,8 @@ def test_a_checkpoint_of_another_config_is_refused(folder, whole, tmp_path):
 
 def test_a_checkpoint_with_another_vocabulary_is_not_resumed(folder, whole, tmp_path):
     """Its manifest says that it is whole, but its weights are of other tokens."""
-    copy = shutil.copytree(whole[0].checkpoints[0][0], tmp_path / "epoch-01")
-    (copy / checkpoint.VOCABULARY).write_text(vocabulary.Words(["film"], 12).to_json())
-    manifest = json.loads((copy / checkpoint.MANIFEST).read_text())
-    manifest["files"][checkpoint.VOCABULARY] = checkpoint.sha256(copy / checkpoint.VOCABULARY)
-    (copy / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    other = vocabulary.Words(["film"], 12).to_json()
+    copy = rewritten(whole[0].checkpoints[0][0], tmp_path / "epoch-01", checkpoint.VOCABULARY, other)
     hooks = Hooks()
     with pytest.raises(checkpoint.CheckpointError, match=r"epoch-01: its weights do not fit .* of 12 tokens"):
         run(elbo(folder), folder, tmp_path / "more", hooks, resume=copy)

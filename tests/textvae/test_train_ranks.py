@@ -18,7 +18,7 @@ from textvae import checkpoint, train
 from textvae.checkpoint import Position
 
 from .gloo_ranks import noting
-from .training import STEPS, Hooks, elbo, folder, modern, one_thread, run, same_checkpoint, whole
+from .training import STEPS, Hooks, elbo, folder, modern, one_thread, run, same_checkpoint, staged, whole
 
 __all__ = ["folder", "one_thread", "whole"]
 
@@ -77,6 +77,7 @@ def test_several_ranks_take_the_exact_step_of_one_and_resume_bit_for_bit(folder,
     config = elbo(folder, objective=objective, training={"averaging": 0.9, "layer_decay": 0.5})
     data = str(folder / "data")
     job = {"config": config.model_dump(mode="json"), "data": data}
+    in_stages = {"config": staged(folder).model_dump(mode="json"), "data": data}
     stop_at = STEPS + 3
     run_ranks(
         3,
@@ -94,6 +95,13 @@ def test_several_ranks_take_the_exact_step_of_one_and_resume_bit_for_bit(folder,
                 "scratch": str(tmp_path / "resumed"),
                 "resume": str(tmp_path / f"stopped/step-{stop_at:06d}"),
             },
+            {**in_stages, "scratch": str(tmp_path / "staged")},
+            {**in_stages, "scratch": str(tmp_path / "staged-stopped"), "stop_at": stop_at},
+            {
+                **in_stages,
+                "scratch": str(tmp_path / "staged-resumed"),
+                "resume": str(tmp_path / f"staged-stopped/step-{stop_at:06d}"),
+            },
         ],
     )
     for config, name in ((step, "step"), (modern_step, "modern-step")):
@@ -105,6 +113,7 @@ def test_several_ranks_take_the_exact_step_of_one_and_resume_bit_for_bit(folder,
         mine, theirs = (checkpoint.load(place).metrics["train"] for place in places)
         assert mine == pytest.approx(theirs, rel=1e-5)
     assert same_checkpoint(tmp_path / "whole/epoch-03", tmp_path / "resumed/epoch-03")
+    assert same_checkpoint(tmp_path / "staged/epoch-03", tmp_path / "staged-resumed/epoch-03")
 
 
 def test_an_epoch_in_which_ranks_come_and_go_reads_every_review_once(folder, tmp_path, monkeypatch):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,20 @@ from textvae.checkpoint import Position
 from textvae.config import Config
 from textvae.train import Outcome
 
-from .training import STEPS, Hooks, elbo, folder, modern, one_thread, run, same_checkpoint, seed, whole
+from .training import (
+    STEPS,
+    Hooks,
+    elbo,
+    folder,
+    modern,
+    one_thread,
+    rewritten,
+    run,
+    same_checkpoint,
+    seed,
+    staged,
+    whole,
+)
 
 __all__ = ["folder", "one_thread", "whole"]
 
@@ -40,6 +55,18 @@ def test_training_resumes_from_the_checkpoint_of_an_epoch_too(folder, whole, tmp
     hooks = Hooks()
     at, digest, *_ = whole[0].checkpoints[0]
     run(elbo(folder), folder, tmp_path, hooks, resume=at, digest=digest)
+    assert same_checkpoint(whole[0].checkpoints[-1][0], hooks.checkpoints[-1][0])
+
+
+def test_a_checkpoint_of_before_a_key_existed_is_loaded_and_resumed(folder, whole, tmp_path):
+    saved = whole[0].checkpoints[0][0]
+    config: dict[str, Any] = json.loads((saved / checkpoint.CONFIG).read_text())
+    assert config["objective"].pop("pretraining_token_drop") == 0
+    assert config["objective"].pop("sentiment_after_epochs") == 0
+    older = rewritten(saved, tmp_path / "epoch-01", checkpoint.CONFIG, json.dumps(config))
+    assert checkpoint.load(older).config == elbo(folder)
+    hooks = Hooks()
+    run(elbo(folder), folder, tmp_path / "more", hooks, resume=older)
     assert same_checkpoint(whole[0].checkpoints[-1][0], hooks.checkpoints[-1][0])
 
 
@@ -130,6 +157,21 @@ def test_pretraining_and_a_new_decoder_resume_to_the_same_weights_too(folder, tm
     other = run(kept, folder, tmp_path / "kept", Hooks())
     assert other.reports[0].train == outcome.reports[0].train
     assert other.reports[1].train["reconstruction"] < outcome.reports[1].train["reconstruction"]
+
+
+def test_a_training_in_stages_resumes_to_the_same_weights_from_each(folder, tmp_path):
+    config = staged(folder)
+    whole = Hooks()
+    run(config, folder, tmp_path / "whole", whole)
+    for stop_after in (3, STEPS, STEPS + 3, 2 * STEPS, 2 * STEPS + 3):
+        stopped, resumed = Hooks(stop_after=stop_after), Hooks()
+        run(config, folder, tmp_path / f"stopped-{stop_after}", stopped)
+        at, digest, *_ = stopped.checkpoints[-1]
+        run(config, folder, tmp_path / f"resumed-{stop_after}", resumed, resume=at, digest=digest)
+        assert same_checkpoint(whole.checkpoints[-1][0], resumed.checkpoints[-1][0])
+        assert [each.train for each in resumed.epochs] == [
+            each.train for each in whole.epochs[-len(resumed.epochs) :]
+        ]
 
 
 def test_the_seed_objective_resumes_to_the_same_weights_too(folder, tmp_path):

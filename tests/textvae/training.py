@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,16 @@ def same_checkpoint(a: Path, b: Path) -> bool:
     return all(equal)
 
 
+def rewritten(saved: Path, to: Path, file: str, text: str) -> Path:
+    """A copy of a checkpoint at `to` in which `file` reads otherwise, and the manifest agrees."""
+    copy = Path(shutil.copytree(saved, to))
+    (copy / file).write_text(text)
+    manifest = json.loads((copy / checkpoint.MANIFEST).read_text())
+    manifest["files"][file] = checkpoint.sha256(copy / file)
+    (copy / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    return copy
+
+
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> tuple[Hooks, Outcome]:
     """Training that nothing interrupted."""
@@ -118,3 +130,11 @@ def modern(folder: Path) -> Config:
     model |= {"mean_scale": 0.5, "variance": "fixed"}
     objective = {"free_bits": 0.1, "scored_share": 0.5, "kl_warmup_epochs": 1, "decorrelation_weight": 2.0}
     return elbo(folder, model=model, objective=objective, training={"epochs": 2, "schedule": "linear"})
+
+
+def staged(folder: Path) -> Config:
+    """A denoising autoencoder, then a VAE without sentiment, then all together: an epoch each."""
+    objective = {"pretraining": "autoencoder", "pretraining_epochs": 1, "pretraining_token_drop": 0.3}
+    objective |= {"sentiment_after_epochs": 1, "kl_warmup_epochs": 0}
+    objective |= {"sentiment_weight": 3.0, "entropy_weight": 2.0, "adversarial_weight": 2.0}
+    return elbo(folder, objective=objective)

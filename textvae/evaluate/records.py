@@ -22,6 +22,10 @@ from textvae.sources.permutation import key_of
 
 DATA = ("train", "validation", "test")
 
+# Keys of the objective that are younger than stored records, with what a config without them does. A config
+# that says just that has the key of the records that lack them: its new seeds stay in their row.
+_YOUNGER: dict[str, object] = {"pretraining_token_drop": 0.0, "sentiment_after_epochs": 0}
+
 
 def of_checkpoint(
     folder: Path,
@@ -82,9 +86,10 @@ def with_provenance(
 
 
 def _without_seed(config: dict[str, Any]) -> str:
-    """What seeds of one preset have in common, as text."""
+    """What seeds of one preset have in common, as text, whichever version wrote them down."""
     data = {k: v for k, v in config["data"].items() if k != "folder"}
-    return json.dumps({**config, "seed": None, "data": data}, sort_keys=True)
+    objective = {k: v for k, v in config["objective"].items() if (k, v) not in _YOUNGER.items()}
+    return json.dumps({**config, "seed": None, "data": data, "objective": objective}, sort_keys=True)
 
 
 def revision(folder: Path) -> str | None:
