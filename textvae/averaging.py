@@ -12,9 +12,11 @@ from torch import Tensor, nn
 class Average:
     """An exponential moving average of a model's parameters; of its buffers there is but one state.
 
-    Polyak & Juditsky, "Acceleration of Stochastic Approximation by Averaging" (1992). After step n of
-    training the average is decay times what it was, plus the rest of the new weights, where decay is at most
-    (1 + n) / (10 + n): so the first steps, whose weights are soon outdated, are forgotten sooner.
+    Kingma & Ba, "Adam: A Method for Stochastic Optimization" (ICLR 2015), section 7.2, in the place of the
+    even average of all steps (Polyak & Juditsky, "Acceleration of Stochastic Approximation by Averaging",
+    1992). After step n of training the average is decay times what it was, plus the rest of the new weights,
+    where decay is at most (1 + n) / (10 + n), as in TensorFlow's ExponentialMovingAverage: so the first
+    steps, whose weights are soon outdated, are forgotten sooner.
     """
 
     def __init__(self, model: nn.Module, decay: float):

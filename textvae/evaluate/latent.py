@@ -104,7 +104,10 @@ def delta_reconstruction(
 ) -> float:
     """How many nats a review more the reconstruction costs with another review's z: 0 if z is not used.
 
-    mean_n [-log p(x_n | z_{s(n)})] - mean_n [-log p(x_n | z_n)], s a derangement of the reviews. `z`
+    mean_n [-log p(x_n | z_{s(n)})] - mean_n [-log p(x_n | z_n)], s a derangement of the reviews. That is the
+    permutation importance (Breiman, Random Forests, 2001) of z to the decoder, as a difference of losses:
+    the model reliance of Fisher, Rudin & Dominici (All Models are Wrong, but Many are Useful, JMLR 2019),
+    whose mean over all pairs of observations one derangement estimates. `z`
     (reviews, latent) are theirs; `right` is what `explain` said of them, computed if it is not given.
     """
     right = explain(model, texts, z, progress, "decoding") if right is None else right

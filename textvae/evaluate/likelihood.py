@@ -52,6 +52,16 @@ class Explained:
     tokens: NDArray[np.int64]
     correct: NDArray[np.int64]
 
+    @property
+    def accuracy(self) -> float:
+        """Teacher-forced token accuracy: sum_n sum_t [argmax_v p(v | x_n,<t, z_n) = x_nt] / sum_n |x_n|.
+
+        t over the tokens counted, each foreseen from the true ones before it: teacher forcing (Williams &
+        Zipser, A Learning Algorithm for Continually Running Fully Recurrent Neural Networks, 1989). A decoder
+        that does not use z at all may have much of it. 0 if there is no token.
+        """
+        return float(self.correct.sum() / max(1, self.tokens.sum()))
+
 
 @torch.no_grad()
 def posterior(model: TextVAE, texts: Texts, progress: Progress | None = None) -> Posterior:
@@ -104,6 +114,17 @@ def kl(q: Posterior) -> Floats:
 def kl_per_dimension(q: Posterior) -> Floats:
     """The terms of `kl`: (reviews, latent)."""
     return 0.5 * (np.square(q.mean) + q.variance - 1.0 - np.log(q.variance))
+
+
+def negative_elbo(explained: Explained, q: Posterior) -> Floats:
+    """-ELBO = E_q(z | x)[-log p(x | z)] + KL(q(z | x) || p(z)) >= -log p(x), nats: (reviews,).
+
+    The evidence lower bound: Jordan et al., An Introduction to Variational Methods for Graphical Models
+    (1999); Kingma & Welling (ICLR 2014), eq. 3. The KL is the closed form of `kl`, the expectation estimated
+    by the one draw of z ~ q(z | x) a review that `explained` is of. A language model has no KL: its bound is
+    -log p(x) itself.
+    """
+    return explained.loss + kl(q)
 
 
 @torch.no_grad()

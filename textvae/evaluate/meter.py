@@ -56,9 +56,9 @@ class Meter:
         sentiment_accuracy: share of the labelled reviews.
         token_accuracy: share of the real tokens, START and END counted, that are the likeliest at their
         position, the decoder being fed the true tokens before it where it is fed any.
-        all_positions_accuracy: the same over every position of full-length reviews, padding counted: for
-        objective seed as the original counted; for elbo, where nothing is predicted past END, padding counts
-        as right where END was.
+        all_positions_accuracy: right positions over reviews times length, padding counted: for objective seed
+        as the original counted; for elbo, where nothing is predicted past END, padding counts as right where
+        END was.
         active_units: latent dimensions whose posterior mean has a variance over 0.01.
         """
         sums = self._sums.clone()

@@ -28,13 +28,16 @@ class Transferred:
 
     step: log-odds of the other sentiment that the mean is pushed to (None: the mean as it is). flipped: the
     share of the written texts that the model itself reads as the other sentiment. judged: the same by an
-    independent classifier, None without one. bleu: corpus BLEU-4 against the review's own reconstruction.
+    independent classifier, None without one. bleu: corpus BLEU-4 against the review's own reconstruction,
+    what the model writes without a push. source_bleu: the same against the review itself, as the model reads
+    it (cut at its limit, unknown words left out).
     """
 
     step: float | None
     flipped: float
     judged: float | None
     bleu: float
+    source_bleu: float
 
 
 def push(means: Floats, weight: Floats, bias: float, step: float) -> Floats:
@@ -66,12 +69,14 @@ def transfer(
 ) -> list[Transferred]:
     """Sentiment transfer: how many texts change sides, and how much of the text is left, by step size.
 
-    Accuracy of transfer against BLEU with the source, as Shen et al. (NeurIPS 2017) and Fu et al. (AAAI 2018)
-    weigh them. The other sentiment is the opposite of what the head says of the review's mean; BLEU is with
-    the review's own reconstruction, so that it tells what the push costs and not what the decoder does.
+    Accuracy of transfer against BLEU with the source text (`source_bleu`), as Dai et al., Style Transformer
+    (ACL 2019), weigh them; they call the latter self-BLEU, which `surface.self_bleu` is not. `bleu` is ours:
+    with the review's own reconstruction for the source, it tells what the push costs and not what the
+    decoder does. The other sentiment is the opposite of what the head says of the review's mean.
     """
     other = means @ weight + bias <= 0  # whether the other sentiment is the positive one
     _, own = write(model, texts.vocabulary, means, progress, "reconstructing for transfer")
+    source = [texts.readable(row) for row in range(len(texts))]
     rows = []
     for step in (None, *steps):
         if step is None:
@@ -81,7 +86,8 @@ def transfer(
             _, written = write(model, texts.vocabulary, pushed, progress, f"pushing to log-odds {step:g}")
         read = _means(model, texts, written) @ weight + bias > 0
         judged = None if judge is None else float((judge(written) == other).mean())
-        rows.append(Transferred(step, float((read == other).mean()), judged, bleu(written, own)))
+        flipped = float((read == other).mean())
+        rows.append(Transferred(step, flipped, judged, bleu(written, own), bleu(written, source)))
     return rows
 
 

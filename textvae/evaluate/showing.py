@@ -89,7 +89,9 @@ def _transfer(m: dict[str, Any]) -> Iterator[tuple[str, float | int | None, str]
     for step in m["steps"]:
         name = "no push" if step["step"] is None else f"push to {step['step']:g}"
         judged = "" if step["judged"] is None else f", {_number(step['judged'])} by the judge"
-        yield f"{name}: flipped", step["flipped"], f"BLEU {_number(step['bleu'])}{judged}"
+        # Records of before there was one lack it.
+        source = f" ({_number(step['source_bleu'])} with the review)" if "source_bleu" in step else ""
+        yield f"{name}: flipped", step["flipped"], f"BLEU {_number(step['bleu'])}{source}{judged}"
     between = m["interpolation"]
     yield (
         "interpolation: BLEU",

@@ -57,9 +57,11 @@ def ngrams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """distinct-n: different n-grams over all n-grams of the texts together (Li et al., NAACL 2016).
+    """distinct-n: different n-grams over all n-grams of the texts together, 0 where no text has n words.
 
-    0 where no text has n words. It falls as texts are added: compare equal numbers of them.
+    After Li et al., A Diversity-Promoting Objective Function for Neural Conversation Models (NAACL 2016), who
+    divide by the number of generated tokens instead: the same for n = 1, and for more a little less than
+    this, as a text of T words has T - n + 1 n-grams. It falls as texts are added: compare equal numbers.
     """
     counts: Counter[tuple[str, ...]] = Counter()
     for text in texts:

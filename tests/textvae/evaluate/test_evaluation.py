@@ -24,6 +24,7 @@ from textvae.evaluate.records import of_checkpoint, revision, this_machine, with
 from textvae.evaluate.showing import left_out, rows
 from textvae.predict import Predictor
 from textvae.sources import Corpus, Reviews, prepare
+from textvae.vocabulary import PAD, START
 
 Make = Callable[..., Predictor]
 Save = Callable[..., Path]
@@ -75,7 +76,9 @@ def test_a_record_holds_every_group(make: Make, save: Save, data: Data, tmp_path
     found = record["metrics"]["likelihood"]
     assert found["kl"] == pytest.approx(likelihood.kl(q).mean())
     explained = likelihood.explain(predictor.model, texts, q.sample(0))
-    assert found["elbo"] == pytest.approx(-(explained.loss + likelihood.kl(q)).mean())
+    assert found["elbo"] == pytest.approx(-likelihood.negative_elbo(explained, q).mean())
+    assert found["negative_elbo"]["review"] == pytest.approx(-found["elbo"])
+    assert found["teacher_forced_token_accuracy"] == explained.accuracy
     weighted = likelihood.importance_weighted(predictor.model, texts.first(10), q.first(10), 4)
     assert found["importance_weighted"]["review"] == pytest.approx(weighted.mean())
     head = record["metrics"]["sentiment"]["head"]
@@ -91,6 +94,8 @@ def test_a_record_holds_every_group(make: Make, save: Save, data: Data, tmp_path
     assert record["metrics"]["transfer"]["judge_accuracy"] > 0.6
     assert record["metrics"]["samples"]["perplexity"]["texts"] == 40
     assert len(rows(record)) > 35 and left_out(record) == []
+    pushed = [remark for _, name, _, remark in rows(record) if name.endswith(": flipped")]
+    assert len(pushed) == 5 and all("with the review)" in remark for remark in pushed)
     assert {group for group, *_ in rows(record)} == set(PARTS)
 
 
@@ -134,6 +139,24 @@ def test_the_seed_is_measured_like_any_other(make: Make, corpus: Corpus) -> None
     record = evaluate(predictor, corpus.test, part="test", training=corpus.train, options=options)
     assert finite(record) and record["left_out"] == {}
     assert 0 <= record["metrics"]["likelihood"]["all_positions_accuracy"] <= 1
+
+
+def test_all_positions_count_the_padding_as_the_original_did(make: Make, corpus: Corpus) -> None:
+    predictor = make("seed", max_length=12, noise_std=1e-9)
+    with torch.no_grad():
+        predictor.model.output.bias[PAD] += 0.5  # so that it foresees some padding, and not that alone
+    options = dataclasses.replace(SMALL, parts=("likelihood",), reviews=None)
+    record = evaluate(predictor, corpus.test, part="test", options=options)
+    right = foreseen = 0
+    for text in corpus.test.texts():
+        words = [START, *predictor.vocabulary.encode([text])[0]][-12:]
+        tokens = torch.tensor([[PAD] * (12 - len(words)) + words])
+        with torch.no_grad():
+            likeliest = predictor.model.decode(predictor.model.encode(tokens)[0]).argmax(dim=-1)
+        right += int((likeliest == tokens).sum())
+        foreseen += int(((likeliest == tokens) & (tokens == PAD)).sum())
+    assert 0 < foreseen < right < 40 * 12
+    assert record["metrics"]["likelihood"]["all_positions_accuracy"] == right / (40 * 12)
 
 
 def test_a_language_model_has_its_likelihood_alone(make: Make, corpus: Corpus) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +12,7 @@ from textvae.evaluate.moving import STEPS, advance, classifier, interpolate, pus
 from textvae.evaluate.reading import Texts
 from textvae.evaluate.surface import bleu, sentence_bleu
 from textvae.predict import Predictor
+from textvae.vocabulary import OOV
 
 Make = Callable[..., Predictor]
 TextsOf = Callable[..., Texts]
@@ -44,6 +46,10 @@ def test_transfer_is_what_the_predictor_would_say_of_the_texts(make: Make, texts
     )
     assert [row.step for row in rows] == [None, *STEPS]
     assert rows[0].bleu == pytest.approx(100)
+    words = [re.findall(r"[a-z']+", text.lower())[:9] for text in texts.texts]
+    known = {word for line in words for word in line if OOV not in predictor.vocabulary.encode([word])[0]}
+    source = [" ".join(word for word in line if word in known) for line in words]
+    assert 0 < len(known) < len({word for line in words for word in line})
     other = means @ weight + bias <= 0
     assert 0 < other.sum() < 8
     for row in rows:
@@ -60,6 +66,8 @@ def test_transfer_is_what_the_predictor_would_say_of_the_texts(make: Make, texts
         assert row.flipped == np.mean(flipped)
         assert row.judged == np.mean(~other)  # this judge says negative of everything
         assert row.bleu == pytest.approx(bleu(written, own))
+        assert row.source_bleu == pytest.approx(bleu(written, source))
+        assert row.source_bleu != pytest.approx(row.bleu)
 
 
 def test_an_even_walk_deviates_by_nothing() -> None:
@@ -79,15 +87,22 @@ def test_interpolation_compares_neighbours(make: Make, texts_of: TextsOf) -> Non
     texts = texts_of(predictor)
     means = predictor.embed(texts.texts).astype(np.float64) * 4
     found = interpolate(predictor.model, texts, means, 4)
-    neighbours, ends = [], []
+    neighbours, ends, deviations, grows = [], [], [], []
     for i in range(0, 8, 2):
         z = torch.stack([torch.lerp(*torch.tensor(means[i : i + 2]), k / 3) for k in range(4)]).float()
         line = [predictor.vocabulary.decode(ids) for ids in predictor.model.generate(z).tolist()]
         neighbours += [sentence_bleu(line[k + 1], line[k]) for k in range(3)]
         ends.append(sentence_bleu(line[3], line[0]))
+        read = predictor.embed(line).astype(np.float64)
+        way = read[3] - read[0]
+        far = [float((read[k] - read[0]) @ way / (way @ way)) for k in range(4)]
+        deviations += [abs(far[1] - 1 / 3), abs(far[2] - 2 / 3)]
+        grows += [far[k + 1] > far[k] for k in range(3)]
     assert found.pairs == 4 and found.steps == 4
     assert found.neighbour_bleu == pytest.approx(np.mean(neighbours))
     assert found.ends_bleu == pytest.approx(np.mean(ends))
+    assert found.deviation == pytest.approx(np.mean(deviations), rel=1e-4)
+    assert found.monotone == pytest.approx(np.mean(grows)) and 0 < found.monotone < 1
     with pytest.raises(ValueError, match="at least 3"):
         interpolate(predictor.model, texts, means, 2)
     with pytest.raises(ValueError, match="at least 2 reviews"):
