@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch.distributions import Normal
 
 from textvae.batches import Batch, collate, framing
 from textvae.evaluate.likelihood import (
@@ -15,26 +16,19 @@ from textvae.evaluate.likelihood import (
     importance_weighted,
     kl,
     kl_per_dimension,
+    negative_elbo,
     per_unit,
     posterior,
 )
 from textvae.evaluate.reading import Texts
 from textvae.predict import Predictor
+from textvae.sources.permutation import key_of
 from textvae.vocabulary import END, START
+
+from .by_hand import ids, nats, scored
 
 Make = Callable[..., Predictor]
 TextsOf = Callable[..., Texts]
-
-
-def by_hand(predictor: Predictor, ids: list[int], z: np.ndarray) -> float:
-    """-log p(x | z), a token at a time, each from a decoding of its own."""
-    model, total = predictor.model, 0.0
-    with torch.no_grad():
-        for position, token in enumerate(ids):
-            tokens = torch.tensor([[*ids[:position], END]])
-            logits = model.decode(torch.tensor(z[None], dtype=torch.float32), tokens)[0, position]
-            total -= float(logits.double().log_softmax(-1)[token])
-    return total
 
 
 def test_the_posterior_is_that_of_each_review_alone(make: Make, texts_of: TextsOf) -> None:
@@ -61,14 +55,21 @@ def test_a_draw_of_the_posterior_has_its_moments() -> None:
 @pytest.mark.parametrize("tokens", ["words", "bpe"])
 def test_reconstruction_counts_real_tokens_and_end_alone(make: Make, texts_of: TextsOf, tokens: str) -> None:
     predictor = make(tokens=tokens)
+    with torch.no_grad():
+        predictor.model.output.bias[END] += 1.0  # untrained, it would be right by chance alone
     texts = texts_of(predictor)
     z = posterior(predictor.model, texts).sample(0)
     found = explain(predictor.model, texts, z)
+    right = counted = 0
     for row in range(len(texts)):
-        ids = [*texts.kept(row), END]
-        assert found.tokens[row] == len(ids)
-        assert found.loss[row] == pytest.approx(by_hand(predictor, ids, z[row]), rel=1e-4)
-    assert (found.correct <= found.tokens).all()
+        kept = ids(predictor, texts.texts[row])
+        expected, hits = scored(predictor, kept, z[row])
+        assert found.tokens[row] == len(kept)
+        assert found.loss[row] == pytest.approx(expected, rel=1e-4)
+        assert found.correct[row] == hits
+        right, counted = right + hits, counted + len(kept)
+    assert 0 < right < counted
+    assert found.accuracy == right / counted
 
 
 def test_reconstruction_of_the_seed_is_the_softmax_over_real_words(make: Make, texts_of: TextsOf) -> None:
@@ -79,12 +80,12 @@ def test_reconstruction_of_the_seed_is_the_softmax_over_real_words(make: Make, t
     with torch.no_grad():
         p = predictor.model.decode(torch.tensor(z, dtype=torch.float32)).double().softmax(-1)  # (8, 7, words)
     for row in range(len(texts)):
-        ids = texts.kept(row)
-        places = p[row, -len(ids) :]  # padding comes first
-        assert found.tokens[row] == len(ids)
-        expected = -sum(math.log(float(places[i, token])) for i, token in enumerate(ids))
+        kept = texts.kept(row)
+        places = p[row, -len(kept) :]  # padding comes first
+        assert found.tokens[row] == len(kept)
+        expected = -sum(math.log(float(places[i, token])) for i, token in enumerate(kept))
         assert found.loss[row] == pytest.approx(expected, rel=1e-5)
-        assert found.correct[row] == sum(int(places[i].argmax()) == t for i, t in enumerate(ids))
+        assert found.correct[row] == sum(int(places[i].argmax()) == t for i, t in enumerate(kept))
 
 
 def test_kl_is_that_of_two_gaussians() -> None:
@@ -100,16 +101,42 @@ def test_kl_is_that_of_two_gaussians() -> None:
     assert kl(Posterior(np.zeros((2, 3)), np.ones((2, 3)))).tolist() == [0, 0]
 
 
-def test_elbo_is_what_training_reports(make: Make, texts_of: TextsOf) -> None:
+def gaussians(predictor: Predictor, text: str) -> tuple[Normal, Normal]:
+    """q(z | x) of a text, encoded by itself, and p(z)."""
+    with torch.no_grad():
+        mean, log_var = predictor.model.encode(torch.tensor([ids(predictor, text)]))
+    deviation = (log_var[0].double() / 2).exp() * predictor.config.model.noise_std
+    prior = Normal(torch.zeros_like(deviation), torch.ones_like(deviation))
+    return Normal(mean[0].double(), deviation), prior
+
+
+def test_the_elbo_is_reconstruction_and_kl_by_hand(make: Make, texts_of: TextsOf) -> None:
     predictor = make(noise_std=0.7)
     texts = texts_of(predictor)
     q = posterior(predictor.model, texts)
+    z = np.random.default_rng(0).normal(size=(8, 3))
+    found = negative_elbo(explain(predictor.model, texts, z), q)
+    for row, text in enumerate(texts.texts):
+        kl_of_two = torch.distributions.kl_divergence(*gaussians(predictor, text)).sum()
+        assert found[row] == pytest.approx(nats(predictor, text, z[row]) + float(kl_of_two), rel=1e-5)
+
+
+def test_training_reports_the_elbo_of_the_same_noise(make: Make, texts_of: TextsOf) -> None:
+    predictor = make(noise_std=0.7)
+    texts = texts_of(predictor)
     tokens, lengths = collate([row.tolist() for row in texts.ids], framing(predictor.config))
     with torch.no_grad():
-        losses = predictor.model(Batch(tokens, lengths, torch.full((8,), -1), 8))
-    assert kl(q).sum() == pytest.approx(float(losses.kl), rel=1e-5)
-    many = [explain(predictor.model, texts, q.sample(seed)).loss.sum() for seed in range(50)]
-    assert float(losses.reconstruction) == pytest.approx(np.mean(many), abs=6 * np.std(many))
+        losses = predictor.model(
+            Batch(tokens, lengths, torch.full((8,), -1), 8), generator=torch.Generator().manual_seed(4)
+        )
+    noise = torch.randn(8, 3, generator=torch.Generator().manual_seed(4)).numpy()
+    q = posterior(predictor.model, texts)
+    z = q.mean + np.sqrt(q.variance) * noise
+    reconstruction = sum(nats(predictor, text, z[row]) for row, text in enumerate(texts.texts))
+    assert float(losses.reconstruction) == pytest.approx(reconstruction, rel=1e-5)
+    assert float(losses.kl) == pytest.approx(kl(q).sum(), rel=1e-5)
+    bound = negative_elbo(explain(predictor.model, texts, z), q)
+    assert float(losses.loss) == pytest.approx(bound.sum(), rel=1e-5)
 
 
 def test_importance_weighting_finds_the_integral_over_the_prior(make: Make, texts_of: TextsOf) -> None:
@@ -118,10 +145,10 @@ def test_importance_weighting_finds_the_integral_over_the_prior(make: Make, text
     q = posterior(predictor.model, texts)
     grid = np.linspace(-8, 8, 1601)
     for row in range(2):
-        ids = [*texts.kept(row), END]
+        tokens = torch.tensor([[*texts.kept(row), END]]).expand(1601, -1)
         with torch.no_grad():
             likelihood = predictor.model.log_likelihood(
-                torch.tensor(grid[:, None], dtype=torch.float32), torch.tensor([ids]).expand(1601, -1)
+                torch.tensor(grid[:, None], dtype=torch.float32), tokens
             ).double()
         exact = -math.log(np.trapezoid(np.exp(likelihood.numpy()) * stats.norm.pdf(grid), grid))
         found = importance_weighted(predictor.model, texts, q, 4000)[row]
@@ -136,7 +163,25 @@ def test_importance_weighting_finds_the_integral_over_the_prior(make: Make, text
         assert importance_weighted(predictor.model, texts, wide, 4000)[row] == pytest.approx(exact, abs=0.1)
 
 
-def test_importance_weighting_is_the_formula_and_ignores_how_it_is_cut(make: Make, texts_of: TextsOf) -> None:
+def test_importance_weighting_is_the_sum_over_the_same_draws_by_hand(make: Make, texts_of: TextsOf) -> None:
+    predictor = make(latent=2, noise_std=0.8)
+    texts = texts_of(predictor, ["A great film!", "I hate this terrible film", "what a mess"])
+    samples, seed = 6, 11
+    found = importance_weighted(predictor.model, texts, posterior(predictor.model, texts), samples, seed=seed)
+    for row, text in enumerate(texts.texts):
+        key = key_of(seed, "importance", row) % 2**63  # a review's own noise
+        noise = torch.randn(samples * 2, generator=torch.Generator().manual_seed(key), dtype=torch.float64)
+        q, p = gaussians(predictor, text)
+        weights = []
+        for draw in noise.reshape(samples, 2):
+            z = q.mean + q.stddev * draw
+            log_weight = -nats(predictor, text, z.numpy()) + float((p.log_prob(z) - q.log_prob(z)).sum())
+            weights.append(math.exp(log_weight))
+        assert found[row] == pytest.approx(-math.log(sum(weights) / samples), rel=1e-5)
+        assert max(weights) < 0.99 * sum(weights)  # more than one draw has a say
+
+
+def test_importance_weighting_ignores_how_it_is_cut(make: Make, texts_of: TextsOf) -> None:
     predictor = make()
     texts = texts_of(predictor)
     q = posterior(predictor.model, texts)
