@@ -22,6 +22,7 @@ from sqlalchemy.exc import (
     OperationalError,
     ProgrammingError,
 )
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from jobs.migrations import HEAD
 from jobs.store.values import StoreError, StoreUnavailable
@@ -29,6 +30,21 @@ from jobs.store.values import StoreError, StoreUnavailable
 Clock = Callable[[], datetime]
 
 BUSY_SECONDS = 10  # how long a writer waits for another one
+MIGRATING_SECONDS = 60  # and for one that migrates
+IDLE_SECONDS = 5  # how long a writer may be in the middle of its transaction and do nothing
+
+# libpq by itself waits two minutes and more for a server that cannot be reached, and two hours for one that
+# is gone without a word. Here as long as for another writer. A server that is there and slow is waited for.
+_REACH = {
+    "connect_timeout": BUSY_SECONDS,
+    "keepalives_idle": 4,
+    "keepalives_interval": 2,
+    "keepalives_count": (BUSY_SECONDS - 4) // 2,
+    "tcp_user_timeout": BUSY_SECONDS * 1000,
+}
+
+_WAITING, _IDLE = "lock_timeout", "idle_in_transaction_session_timeout"  # PostgreSQL has none by default
+_OURS = "textvae_limits"  # where a connection keeps which of them nobody else has set
 
 
 def utc_now() -> datetime:
@@ -103,8 +119,46 @@ def _parsed(url: str) -> URL:
 
 
 def _engine(url: URL) -> Engine:
-    if url.get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True)
+    kind = url.get_backend_name()
+    if kind == "postgresql":
+        return _postgresql(url)
+    return _sqlite(url) if kind == "sqlite" else create_engine(url, pool_pre_ping=True)
+
+
+def _postgresql(url: URL) -> Engine:
+    """An engine with limits. What the URL, the role or the server's configuration says counts before them.
+
+    They are set by statements, not by libpq's `options`: those would replace the user's own PGOPTIONS, and
+    PgBouncer refuses connections that have them.
+    """
+    libpq = url.get_driver_name() in ("psycopg", "psycopg2")
+    reach = {name: value for name, value in _REACH.items() if libpq and name not in url.query}
+    engine = create_engine(url, pool_pre_ping=True, connect_args=reach)
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, record: ConnectionPoolEntry) -> None:
+        cursor = connection.cursor()
+        cursor.execute(
+            f"SELECT name FROM pg_settings WHERE name IN ('{_WAITING}', '{_IDLE}') AND source = 'default'"
+        )
+        record.info[_OURS] = ours = {name for (name,) in cursor.fetchall()}
+        if _WAITING in ours:
+            cursor.execute(f"SET {_WAITING} = '{BUSY_SECONDS}s'")
+        cursor.close()
+        connection.commit()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # Who is frozen or cut off here holds rows that others need. The server ends such a session, early
+        # enough for whoever waits to come through. One that only reads holds nothing, and may take long.
+        writes = connection.get_execution_options().get("textvae_writes", False)
+        if writes and _IDLE in connection.info[_OURS]:
+            connection.exec_driver_sql(f"SET LOCAL {_IDLE} = '{IDLE_SECONDS}s'")
+
+    return engine
+
+
+def _sqlite(url: URL) -> Engine:
     if url.database in (None, "", ":memory:"):
         raise StoreError("an SQLite database must be a file, such as sqlite:////path/to/file.db")
     engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
@@ -186,7 +240,7 @@ def _bring_up_to_date(engine: Engine, url: URL) -> None:
         return
     try:
         # Two processes that open a new database at once would both create the tables.
-        with FileLock(f"{path}.lock", timeout=60):
+        with FileLock(f"{path}.lock", timeout=MIGRATING_SECONDS):
             if _revision(engine) == HEAD:
                 return
             with engine.connect() as connection:
@@ -206,6 +260,9 @@ def _migrate(engine: Engine) -> None:
 
     with engine.connect().execution_options(textvae_writes=True) as connection, connection.begin():
         if connection.dialect.name == "postgresql":
+            # The other process takes its time, and this one too: Alembic is imported in between.
+            for limit in connection.info[_OURS]:
+                connection.exec_driver_sql(f"SET LOCAL {limit} = '{MIGRATING_SECONDS}s'")
             connection.execute(text("SELECT pg_advisory_xact_lock(7350071)"))
         try:
             upgrade(connection)

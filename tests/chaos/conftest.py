@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import random
 import shutil
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ import pytest
 from pyarrow import parquet
 
 from ..jobs import postgresql as databases
+from ..jobs.postgresql import PostgresqlServer
 from .forking import Nursery
 from .ground import Ground, Redis
 
@@ -29,16 +29,24 @@ def redis(tmp_path: Path) -> Iterator[Redis]:
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def _postgresql() -> Iterator[PostgresqlServer]:
+    with databases.running() as server:
+        yield server
+
+
 @pytest.fixture
-def postgresql() -> Iterator[str]:
-    """The URL of an empty database of ours on a real PostgreSQL, whose socket is in the folder `host`."""
-    programs = databases.programs()
-    if programs is None:
-        missing = "no PostgreSQL: install it, as `apt-get install postgresql` does"
-        if os.environ.get("CI"):
-            pytest.fail(missing)
-        pytest.skip(missing)
-    with databases.running(programs) as server, server.database() as url:
+def postgresql_server(_postgresql: PostgresqlServer) -> PostgresqlServer:
+    """The session's PostgreSQL. A test may stop it; the next one that needs it finds it running again."""
+    if not _postgresql.running:
+        _postgresql.start()
+    return _postgresql
+
+
+@pytest.fixture
+def postgresql(postgresql_server: PostgresqlServer) -> Iterator[str]:
+    """The URL of an empty database of ours, on the server whose socket is in the folder `host`."""
+    with postgresql_server.database() as url:
         yield url
 
 

@@ -89,16 +89,28 @@ class Redis:
 
 
 class Ground:
-    """One home with its parts. `pace` is how many seconds a step of a stub job takes."""
+    """One home with its parts. `pace` is how many seconds a step of a stub job takes.
 
-    def __init__(self, home: Path, nursery: Nursery, redis_url: str, *, pace: float = 0.01, cpus: float = 4):
+    Without a `database_url` its database is an SQLite file in it.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        nursery: Nursery,
+        redis_url: str,
+        *,
+        pace: float = 0.01,
+        cpus: float = 4,
+        database_url: str | None = None,
+    ):
         self.nursery = nursery
         self.home = home
         self.cpus = cpus
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.settings = Settings(
             home=home,
-            database_url=f"sqlite:///{home / 'textvae.db'}",
+            database_url=database_url or f"sqlite:///{home / 'textvae.db'}",
             storage=str(home / "storage"),
             redis_url=redis_url,
         )

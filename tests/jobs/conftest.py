@@ -110,13 +110,7 @@ def redis_server(_redis_of_the_session: RedisServer) -> RedisServer:
 
 @pytest.fixture(scope="session")
 def _postgresql() -> Iterator[postgresql.PostgresqlServer]:
-    programs = postgresql.programs()
-    if programs is None:
-        missing = "no PostgreSQL: install it, as `apt-get install postgresql` does"
-        if os.environ.get("CI"):
-            pytest.fail(missing)
-        pytest.skip(missing)
-    with postgresql.running(programs) as server:
+    with postgresql.running() as server:
         yield server
 
 
