@@ -6,7 +6,7 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -145,17 +145,42 @@ def perform(real: Real, id: str, job: Model, action: str) -> Model:
     return expected
 
 
+Databases = Callable[[], AbstractContextManager[str]]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest) -> str:
+    """The kind of database. All but the SQL is the same: the second one does less, but for `ALL`."""
+    return str(request.param)
+
+
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'textvae.db'}"
+def databases(request: pytest.FixtureRequest, database: str) -> Databases:
+    """Makes an empty database, which is there while the block lasts; its URL."""
+    if database == "postgresql":
+        return request.getfixturevalue("postgresql_server").database
+
+    @contextmanager
+    def file() -> Iterator[str]:
+        with TemporaryDirectory() as folder:
+            yield f"sqlite:///{folder}/textvae.db"
+
+    return file
+
+
+@pytest.fixture
+def url(databases: Databases) -> Iterator[str]:
+    with databases() as url:
+        yield url
 
 
 @pytest.mark.timeout(3600)
-def test_every_path_of_transitions_is_what_the_model_says(url: str, redis: Redis):
+def test_every_path_of_transitions_is_what_the_model_says(database: str, url: str, redis: Redis):
     """And at the end of each every action that must change nothing is refused or without effect."""
+    depth = DEPTH if ALL or database == "sqlite" else DEPTH - 1
     clients = [Real(url, redis.url), Real(url, redis.url)]
     jobs: dict[str, Model] = {}
-    for number, path in enumerate(paths(DEPTH)):
+    for number, path in enumerate(paths(depth)):
         id, job = f"job-{number}", Model()
         clients[0].service.submit(CONFIG, id=id, owner="ada")
         for turn, action in enumerate(path):
@@ -164,7 +189,7 @@ def test_every_path_of_transitions_is_what_the_model_says(url: str, redis: Redis
             if outcome(job, action)[0] == job:
                 job = perform(clients[number % 2], id, job, action)
         jobs[id] = job
-    print(f"{len(jobs)} paths of at most {DEPTH} transitions")
+    print(f"{len(jobs)} paths of at most {depth} transitions")
     waiting = {id: job.attempt + 1 for id, job in jobs.items() if job.waits}
     assert clients[1].waiting() == waiting
     redis.flush()
@@ -203,17 +228,19 @@ class Conformance(RuleBasedStateMachine):
     """Random steps over several jobs by clients and dispatchers, one at a time and several at once."""
 
     redis: Redis
+    databases: Databases
     steps: Counter[str]
 
     @initialize()
     def begin(self) -> None:
-        self.folder = TemporaryDirectory()
-        url = f"sqlite:///{self.folder.name}/textvae.db"
+        self.open = ExitStack()
+        home = self.open.enter_context(TemporaryDirectory())
+        url = self.open.enter_context(self.databases())
         self.redis.flush()
         self.clients = [Real(url, self.redis.url) for _ in range(5)]
         self.jobs: dict[str, Model] = {}
         self.cluster = Cluster()
-        settings = Settings(Path(self.folder.name), url, f"{self.folder.name}/storage", self.redis.url)
+        settings = Settings(Path(home), url, f"{home}/storage", self.redis.url)
         self.dispatchers = [
             Dispatcher(
                 client.service,
@@ -319,8 +346,8 @@ class Conformance(RuleBasedStateMachine):
     def teardown(self) -> None:
         for client in getattr(self, "clients", ()):
             client.close()
-        if hasattr(self, "folder"):
-            self.folder.cleanup()
+        if hasattr(self, "open"):
+            self.open.close()
 
 
 def serial(job: Model, first: str, second: str) -> Model:
@@ -338,9 +365,11 @@ def _of_the_job(action: str) -> bool:
 
 
 @pytest.mark.timeout(3600)
-def test_random_steps_are_what_the_model_says(redis: Redis):
+def test_random_steps_are_what_the_model_says(database: str, databases: Databases, redis: Redis):
+    enough = ENOUGH if ALL or database == "sqlite" else ENOUGH // 2
     steps = Counter[str]()
-    machine = type("Machine", (Conformance,), {"redis": redis, "steps": steps})
+    parts = {"redis": redis, "databases": staticmethod(databases), "steps": steps}
+    machine = type("Machine", (Conformance,), parts)
     # How many steps an example has Hypothesis draws too: as many examples as it takes.
     for turn in itertools.count(SEED):
         run_state_machine_as_test(
@@ -353,6 +382,6 @@ def test_random_steps_are_what_the_model_says(redis: Redis):
                 suppress_health_check=list(HealthCheck),
             ),
         )
-        if steps.total() >= ENOUGH:
+        if steps.total() >= enough:
             break
     print(f"{steps.total()} steps: {dict(steps)}")
