@@ -16,7 +16,7 @@ from sqlalchemy import select
 
 from jobs.queue import Queue
 from jobs.store import JobState, Store
-from jobs.store.tables import Base
+from jobs.store.tables import Base, LogChunkRow
 
 from .forking import Nursery, gone
 from .ground import Ground, end, until
@@ -52,8 +52,8 @@ class Haunting:
 
 
 def dump(store: Store) -> set[str]:
-    """Everything that the database holds."""
-    tables = Base.metadata.sorted_tables
+    """Everything that the database holds, but for the logs: each attempt writes its own, however stale."""
+    tables = [table for table in Base.metadata.sorted_tables if table.name != LogChunkRow.__tablename__]
     with store.reading() as connection:
         return {f"{table} {row}" for table in tables for row in connection.execute(select(table))}
 
@@ -65,12 +65,21 @@ class Road:
     Each process goes alone as far as it gets, so that its points are the same every time.
     """
 
-    def __init__(self, scene: str, home: Path, nursery: Nursery, redis_url: str, template: Path | None):
-        """`template` is the home of an earlier `prepare`; without one this home gets its own."""
+    def __init__(
+        self,
+        scene: str,
+        home: Path,
+        nursery: Nursery,
+        redis_url: str,
+        template: Path | None,
+        database_url: str | None = None,
+    ):
+        """`template` is the home of an earlier `prepare`, with its database; without one this home gets its
+        own, and its database may be elsewhere."""
         if template is not None:
             shutil.copytree(template, home)
         self.scene = scene
-        self.ground = Ground(home, nursery, redis_url, pace=0.0)
+        self.ground = Ground(home, nursery, redis_url, pace=0.0, database_url=database_url)
         self._release = home / "release"
         self._submit = ("submit", str(self.ground.config(MODEL, SEED, EPOCHS)), "--id", JOB)
         if template is None:

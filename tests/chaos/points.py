@@ -51,13 +51,14 @@ class _Points:
         self._seen: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._thawed: int | None = None  # the thread that was frozen
+        self.at_commit = False  # what it was frozen before
 
     def written(self) -> None:
         """A write is committed: if the process was frozen before it, the file REACHED.written says so."""
         self._tell("written")
 
     def taken_back(self) -> None:
-        """A write is rolled back: if the process was frozen before it, the file REACHED.refused says so."""
+        """A write is rolled back, or fails: if the process was frozen before it, REACHED.refused is made."""
         self._tell("refused")
 
     def _tell(self, what: str) -> None:
@@ -77,7 +78,7 @@ class _Points:
             if point in self._ends:
                 os.close(os.open(self._reached, os.O_CREAT | os.O_WRONLY))
                 os.kill(os.getpid(), self._ends[point])
-                self._thawed = threading.get_ident()
+                self._thawed, self.at_commit = threading.get_ident(), kind == "commit"
             if point == self._refuse:
                 os.close(os.open(self._reached, os.O_CREAT | os.O_WRONLY))
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -168,14 +169,17 @@ def _watch_database() -> None:
                 for frame in traceback.extract_stack()[::-1]
                 if "/jobs/store/" in frame.filename and frame.name not in ("writing", "__exit__")
             )
-            reach(kind, verb)
-            if kind == "commit" and _points is not None:
+            # First: what the process is frozen at the commit of may be refused still.
+            if _points is not None and (kind == "commit" or _points.at_commit):
                 _points.written()
+            reach(kind, verb)
 
     # Listeners of the class are called before those of one engine, which take the lock.
     event.listen(Engine, "begin", lambda connection: watched("begin", connection))
     event.listen(Engine, "commit", lambda connection: watched("commit", connection))
-    event.listen(Engine, "rollback", lambda _: _points is not None and _points.taken_back())
+    # A commit that fails is not rolled back any more.
+    for kind in ("rollback", "handle_error"):
+        event.listen(Engine, kind, lambda _: _points is not None and _points.taken_back())
 
 
 class watched_launcher:

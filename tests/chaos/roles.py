@@ -16,7 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psycopg  # noqa: F401
 import redis  # noqa: F401 - its import takes longer than what most children do
+import sqlalchemy.dialects.postgresql.psycopg
 import sqlalchemy.dialects.sqlite  # noqa: F401
 
 import textvae.sources
