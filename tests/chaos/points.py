@@ -177,9 +177,9 @@ def _watch_database() -> None:
     # Listeners of the class are called before those of one engine, which take the lock.
     event.listen(Engine, "begin", lambda connection: watched("begin", connection))
     event.listen(Engine, "commit", lambda connection: watched("commit", connection))
+    event.listen(Engine, "rollback", lambda _: _points is not None and _points.taken_back())
     # A commit that fails is not rolled back any more.
-    for kind in ("rollback", "handle_error"):
-        event.listen(Engine, kind, lambda _: _points is not None and _points.taken_back())
+    event.listen(Engine, "handle_error", lambda _: _points and _points.at_commit and _points.taken_back())
 
 
 class watched_launcher:
