@@ -217,6 +217,27 @@ def test_a_frozen_client_holds_up_nobody(ground: Ground, redis: Redis):
     store.close()
 
 
+def test_a_frozen_dispatcher_is_stood_in_for_and_does_no_harm_once_thawed(ground: Ground, redis: Redis):
+    ground.attempt_order["pace"] = 0.05
+    first = ground.dispatcher()
+    assert ground.client("submit", str(ground.config("stub", 3, 3)), "--id", "one").wait() == 0
+    store = Store(ground.settings.database_url)
+    until(lambda: ground.processes.names(), "an attempt")  # one that is open may not be launched yet
+    os.kill(first, _STOP)
+    assert ground.client("submit", str(ground.config("stub", 4, 3)), "--id", "two").wait() == 0
+    second = ground.dispatcher()
+    until(lambda: all(store.job(id).state is JobState.SUCCEEDED for id in ("one", "two")), "both jobs to end")
+    os.kill(first, _CONT)
+    time.sleep(1)
+    for pid in (first, second):
+        end(pid)
+    ground.settle(store)
+    jobs = [Expected("one", 3, 3), Expected("two", 4, 3)]
+    assert problems(store, ground.settings, jobs) == []
+    assert [a.number for id in ("one", "two") for a in store.attempts(id)] == [1, 1]
+    store.close()
+
+
 @pytest.mark.parametrize("thawed", ["beside the next attempt", "after it"])
 @pytest.mark.parametrize("before", ["begin open_attempts", "launcher start"])
 def test_a_dispatcher_that_is_frozen_between_claim_and_launch_changes_nothing_once_thawed(
@@ -228,12 +249,12 @@ def test_a_dispatcher_that_is_frozen_between_claim_and_launch_changes_nothing_on
     reached = ground.home / "reached"
     points = {"role": "dispatcher", "freeze": f"dispatcher {before} #1", "reached": str(reached)}
     assert ground.client("submit", str(ground.config("stub", 3, 10)), "--id", "job").wait() == 0
+    store, queue = Store(ground.settings.database_url), Queue(redis.url)
     first = ground.dispatcher(points=points)
     until(reached.exists, "the dispatcher to freeze")
-    store, queue = Store(ground.settings.database_url), Queue(redis.url)
+    assert queue.leases(["job"]) == {"job": 1}  # its claim
     opened = len(store.attempts("job"))
     assert opened == (before == "launcher start")
-    assert queue.leases(["job"]) == {"job": 1}  # its claim
     until(lambda: not queue.leases(["job"]), "the claim to end")
     second = ground.dispatcher()
     until(lambda: store.checkpoints("job"), "the next attempt to train")
