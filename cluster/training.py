@@ -35,6 +35,7 @@ from textvae.train import Progress, Report, TrainingError, run
 # Set in the attempt's process, from where Ray Train hands them on.
 _RAY_TRAIN = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # by default a dead rank and the end are noticed 2 s late
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # by default a frozen rank is waited for 30 s more
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's Train tab
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less to start; a lost node is noticed anyway
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a config's relative paths stay what they were

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -131,20 +132,55 @@ def test_errors_of_the_inbox_and_of_a_rank_come_out_of_fit(local_ray, small_conf
     assert len(fenced.said("checkpoint")) == 2
 
 
-def test_a_killed_rank_ends_training_with_an_error_that_names_it(local_ray, small_config, tmp_path):
-    import psutil
+@pytest.fixture
+def two_ranks(local_ray, small_config, tmp_path) -> Callable[..., tuple[Attempt, list[psutil.Process]]]:
+    """Starts an attempt that trains for long; returns it with its ranks once there is a checkpoint."""
 
-    longer = {**small_config, "training": {**small_config["training"], "epochs": 5000}}
-    attempt = Attempt("killed-1", tmp_path / "attempt", {"fit": fit_arguments(longer, tmp_path, ranks=2)})
-    attempt.await_said("checkpoint")
-    raylet = psutil.Process(attempt.said("begin")[0]["pid"]).parent()
-    ranks = [each for each in raylet.children() if "RayTrainWorker" in " ".join(each.cmdline())]
-    assert len(ranks) == 2
-    os.kill(ranks[0].pid, signal.SIGKILL)
+    def start(name: str, **more: Any) -> tuple[Attempt, list[psutil.Process]]:
+        longer = {**small_config, "training": {**small_config["training"], "epochs": 5000}}
+        fit = fit_arguments(longer, tmp_path, ranks=2, **more)
+        attempt = Attempt(name, tmp_path / "attempt", {"fit": fit})
+        attempt.await_said("checkpoint")
+        raylet = psutil.Process(attempt.said("begin")[0]["pid"]).parent()
+        ranks = [each for each in raylet.children() if "RayTrainWorker" in " ".join(each.cmdline())]
+        assert len(ranks) == 2
+        return attempt, ranks
+
+    return start
+
+
+def test_a_killed_rank_ends_training_with_an_error_that_names_it(two_ranks):
+    attempt, ranks = two_ranks("killed-1")
+    ranks[0].kill()
     error = attempt.await_said("error")
     assert error["type"] == "RankError"
     assert "died" in error["text"]
-    assert error["permanent"] is False
+    assert (error["fault"], error["permanent"]) == ("rank-lost", False)
+
+
+def test_a_frozen_rank_ends_training_and_is_not_left_behind(two_ranks):
+    """Its process is there and says nothing: only the health check finds that out."""
+    attempt, ranks = two_ranks("frozen-1", silence=5)
+    frozen, _ = ranks
+    frozen.suspend()
+    began = time.monotonic()
+    error = attempt.await_said("error", 60)
+    print(f"training had ended {time.monotonic() - began:.1f} s after its rank was frozen")
+    assert error["type"] == "RankError"
+    assert "WorkerHealthCheckTimeoutError" in error["text"]
+    assert (error["fault"], error["permanent"]) == ("rank-lost", False)
+    with suppress(psutil.NoSuchProcess):  # Ray may have killed it by now, frozen as it is
+        frozen.resume()
+    assert psutil.wait_procs(ranks, timeout=10)[1] == []
+
+
+def test_a_rank_without_memory_ends_training_with_that_as_the_fault(local_ray, small_config, tmp_path):
+    huge = {**small_config, "model": {**small_config["model"], "embedding": 10**14}}  # more than any host has
+    attempt = Attempt("memory-1", tmp_path / "attempt", {"fit": fit_arguments(huge, tmp_path)})
+    error = attempt.await_said("error")
+    assert error["type"] == "RankError"
+    assert "can't allocate memory" in error["text"]
+    assert (error["fault"], error["permanent"]) == ("out-of-memory", False)
 
 
 def test_a_rank_that_gives_no_answer_is_a_lost_one_whatever_the_others_say():
