@@ -159,15 +159,20 @@ def test_an_attempt_that_raises_leaves_too(local_ray, work, tmp_path):
 
 
 @pytest.mark.ray
-def test_stop_ends_the_attempt_and_its_ranks(local_ray, work, tmp_path):
+@pytest.mark.parametrize("frozen", [None, "pid", "rank"])
+def test_stop_ends_the_attempt_and_its_ranks(local_ray, work, tmp_path, frozen):
     launching.start(
         "job-3", work.with_a_rank, {"folder": str(tmp_path)}, environment={"PYTHONPATH": str(tmp_path)}
     )
     mine = told(tmp_path, "job-3")
     assert psutil.pid_exists(mine["rank"])
+    if frozen:
+        psutil.Process(mine[frozen]).suspend()
     launching.stop("job-3")
     assert launching.state("job-3") == "dead"
-    wait_for(lambda: not psutil.pid_exists(mine["pid"]) and not psutil.pid_exists(mine["rank"]), 5)
+    # Ray asks a process first, and kills one that has not gone 5 s later.
+    gone = 10 if frozen else 5
+    wait_for(lambda: not psutil.pid_exists(mine["pid"]) and not psutil.pid_exists(mine["rank"]), gone)
     launching.stop("job-3")  # one that is gone: nothing happens
 
 
