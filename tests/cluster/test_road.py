@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,49 +14,21 @@ import pytest
 
 from cluster import launching
 from jobs.config import from_mapping
-from jobs.dispatcher import Dispatcher, Timings
-from jobs.queue import Queue
 from jobs.service import Service
 from jobs.settings import Settings
-from jobs.store import AttemptState, Cause, JobState, Store
-from jobs.wiring import RayLauncher
+from jobs.store import AttemptState, Cause, JobState
 from textvae import checkpoint
 from textvae.artifacts import Artifacts
 
-from ..jobs.conftest import RedisServer
-from ..local_ray import LocalRay
+from ..on_ray import dispatching
 
 pytestmark = pytest.mark.ray
 
 
 @pytest.fixture
-def settings(tmp_path: Path, local_ray: LocalRay) -> Iterator[Settings]:
-    redis = RedisServer(tmp_path)
-    redis.start()
-    yield local_ray.settings(tmp_path / "home", redis.url)
-    redis.stop()
-
-
-@pytest.fixture
-def service(settings: Settings) -> Iterator[Service]:
-    store, queue = Store(settings.database_url), Queue(settings.redis_url)
-    yield Service(store, queue)
-    queue.close()
-    store.close()
-
-
-@pytest.fixture
-def dispatching(settings: Settings, service: Service) -> Iterator[None]:
-    launcher = RayLauncher(settings)
-    stop = threading.Event()
-    dispatcher = Dispatcher(service, launcher, launcher.capacity, settings, timings=Timings(reconcile=1))
-    thread = threading.Thread(target=dispatcher.loop, args=(stop,))
-    thread.start()
-    yield
-    stop.set()
-    thread.join(30)
-    for attempt in service.store.attempts(active=True):
-        launcher.stop(attempt.actor)
+def dispatched(settings: Settings, service: Service) -> Iterator[None]:
+    with dispatching(service, settings):
+        yield
 
 
 def until(what: Callable[[], Any], logs: Path, seconds: float = 120) -> Any:
@@ -70,7 +41,7 @@ def until(what: Callable[[], Any], logs: Path, seconds: float = 120) -> Any:
 
 
 def test_a_killed_attempt_is_resumed_and_a_cancelled_one_stops(
-    dispatching: None, service: Service, settings: Settings, small_config: dict[str, Any]
+    dispatched: None, service: Service, settings: Settings, small_config: dict[str, Any]
 ):
     store, logs = service.store, settings.logs
     training = {**small_config["training"], "epochs": 30}  # type: ignore[dict-item]
