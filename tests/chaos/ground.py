@@ -7,9 +7,11 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +207,16 @@ def until(what: Callable[[], Any], words: str, seconds: float = 60, pause: float
     return value
 
 
+def writable(database: Path) -> bool:
+    """Whether nobody holds the lock of this SQLite file: who is frozen with it keeps all others out."""
+    with closing(sqlite3.connect(database, timeout=0)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return False
+    return True
+
+
 def at_once(*calls: Callable[[], object]) -> list[object]:
     """Call them all at the same moment; what each returned or raised."""
     together = threading.Barrier(len(calls))
@@ -232,4 +244,4 @@ def end(pid: int, number: signal.Signals = signal.SIGTERM) -> None:
     until(lambda: gone(pid), f"process {pid} to end")
 
 
-__all__ = ["Client", "Ground", "Redis", "StackError", "at_once", "end", "until"]
+__all__ = ["Client", "Ground", "Redis", "StackError", "at_once", "end", "until", "writable"]
