@@ -19,6 +19,8 @@ from textvae.parsing import parse
 
 ROOT = Path(__file__).parent.parent
 STORED = sorted((ROOT / "docs" / "results").glob("*.json"))
+# Of presets as they are: their next seeds belong to the same rows.
+SHIPPED = [path for path in STORED if (ROOT / "configs" / f"{path.stem.rpartition('-')[0]}.yaml").exists()]
 
 
 def _load() -> ModuleType:
@@ -115,7 +117,7 @@ def test_other_configs_and_parts_are_other_rows() -> None:
     assert rows(results.table([record(), lacking], ["small"]))[0]["accuracy, %"] == "-"
 
 
-@pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_stored_record_and_another_seed_of_its_config_are_one_row(path: Path) -> None:
     stored = json.loads(path.read_text(encoding="utf-8"))
     # As this version writes it down, keys included that the stored one is older than.
@@ -131,7 +133,7 @@ def test_a_stored_record_and_another_seed_of_its_config_are_one_row(path: Path) 
 @pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
 def test_a_stored_record_is_shown_whatever_it_is_older_than(path: Path) -> None:
     evaluation = json.loads(path.read_text(encoding="utf-8"))["evaluation"]
-    steps = evaluation["metrics"]["transfer"]["steps"]
+    steps = evaluation["metrics"].get("transfer", {}).get("steps", [])
     remarks = [remark for group, name, _, remark in shown(evaluation) if name.endswith(": flipped")]
     assert len(remarks) == len(steps)
     for step, remark in zip(steps, remarks, strict=True):
