@@ -178,3 +178,4 @@ def test_verify_ends_what_runs_still_and_records_what_is_dead(
     (attempt,) = store.attempts("dead")
     assert (attempt.state, attempt.cause) == (AttemptState.LOST, Cause.DIED)
     assert service.queue.entries() == {"dead": 2, "stray": 2}
+    launching.resources()  # as the next dispatcher asks: it gives back what the two had reserved
