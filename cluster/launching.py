@@ -307,8 +307,11 @@ def _give_back() -> None:
 
 
 def _family(actor: str) -> set[str]:
-    """The actor of this hex id and all that it owns, directly or through others: its ranks."""
-    everyone = _actors()
+    """The actor of this hex id and all that it owns, directly or through others, and takes along: its ranks.
+
+    What is detached stays: the first attempt in a cluster makes actors that Ray Train has for all.
+    """
+    everyone = [each for each in _actors() if each["ActorID"] == actor or not each["IsDetached"]]
     process = {
         a["ActorID"]: (a["Address"]["NodeID"], a["Address"]["Port"]) for a in everyone if a["Address"]["Port"]
     }

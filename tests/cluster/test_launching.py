@@ -49,6 +49,16 @@ def with_a_rank(arguments):
     tell(arguments["folder"], rank=ray.get(rank.pid.remote()))
     time.sleep(600)
 
+def with_what_stays(arguments):
+    import ray
+    class Stays:  # as what Ray Train makes once for all
+        def pid(self):
+            return os.getpid()
+    options = dict(name="stays", namespace="all", lifetime="detached", num_cpus=0)
+    stays = ray.remote(Stays).options(**options).remote()
+    tell(arguments["folder"], stays=ray.get(stays.pid.remote()))
+    time.sleep(600)
+
 def with_a_group(arguments):
     reserve()
     tell(arguments["folder"])
@@ -174,6 +184,21 @@ def test_stop_ends_the_attempt_and_its_ranks(local_ray, work, tmp_path, frozen):
     gone = 10 if frozen else 5
     wait_for(lambda: not psutil.pid_exists(mine["pid"]) and not psutil.pid_exists(mine["rank"]), gone)
     launching.stop("job-3")  # one that is gone: nothing happens
+
+
+@pytest.mark.ray
+def test_what_an_attempt_has_made_for_all_stays_and_does_not_hold_up_its_end(local_ray, work, tmp_path):
+    import ray
+
+    launching.start(
+        "job-7", work.with_what_stays, {"folder": str(tmp_path)}, environment={"PYTHONPATH": str(tmp_path)}
+    )
+    made = told(tmp_path, "job-7")["stays"]
+    launching.stop("job-7", timeout=10)
+    assert launching.state("job-7") == "dead"
+    stays = ray.get_actor("stays", namespace="all")
+    assert ray.get(stays.pid.remote()) == made
+    ray.kill(stays)
 
 
 @pytest.mark.ray
