@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,17 @@ def dump(store: Store) -> set[str]:
     tables = [table for table in Base.metadata.sorted_tables if table.name != LogChunkRow.__tablename__]
     with store.reading() as connection:
         return {f"{table} {row}" for table in tables for row in connection.execute(select(table))}
+
+
+def share_of(points: Sequence[str], count: int, seed: int, alike: Callable[[str], Hashable]) -> list[str]:
+    """So many of them, drawn by a seed; of those that are `alike`, a second one after one of every other."""
+    drawn = random.Random(seed).sample(points, len(points))
+    seen = Counter[Hashable]()
+    turn = {}
+    for point in drawn:
+        turn[point] = seen[alike(point)]
+        seen[alike(point)] += 1
+    return sorted(drawn, key=lambda point: turn[point])[:count]
 
 
 class Road:

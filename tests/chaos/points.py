@@ -1,9 +1,10 @@
 """The crash points of a process: the moments right before what changes the world outside of it.
 
 They are found by instrumentation. `install` wraps every database commit, Redis call, launcher call, fsync,
-rename and delete of the process; the first time the points are recorded, later the process kills itself, with
--9, at one of them. A kill after a call is a kill before the next one, as far as anybody else can see. A write
-to the database has a second point, before it begins and while it holds no lock yet: there it can be frozen.
+rename and delete of the process, `watch_ray` sees its calls into Ray. The first time the points are recorded,
+later the process kills itself, with -9, at one of them. A kill after a call is a kill before the next one, as
+far as anybody else can see. A write to the database has a second point, before it begins and while it holds
+no lock yet: there it can be frozen.
 
 A point is known by what is done to what, and how often that was done before, not by its number in a sequence:
 two threads of a process take turns as they like.
@@ -11,22 +12,28 @@ two threads of a process take turns as they like.
 
 from __future__ import annotations
 
+import ast
 import errno
+import linecache
 import os
 import re
 import signal
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 _CHANCE = re.compile(
     r"(?<=\.)[0-9a-f]{8}(?=\.(?:partial|old))|(?<=served\.)\d+(?=\.partial)"
     r"|(?<=tmp)\w{8}(?=\.scratch)|(?<=step-)\d{6}"
 )
+_OF_ONE = re.compile("-| at ")  # begins what in a thread's name is of one job or address
 _POLLS = ("XREAD", "XREVRANGE")  # how often one waits is up to the clock
-_REPEATS = 2  # of what a watching thread does again and again, so many are points
+_REPEATS = 2  # of what is done again and again, by a watching thread or with Ray, so many are points
+_OURS = tuple(f"{Path(__file__).parent.parent.parent / package}{os.sep}" for package in ("cluster", "jobs"))
 
 
 class _Points:
@@ -67,12 +74,12 @@ class _Points:
             os.close(os.open(f"{self._reached}.{what}", os.O_CREAT | os.O_WRONLY))
 
     def reach(self, kind: str, what: str) -> None:
-        thread = threading.current_thread().name.partition("-")[0]
+        thread = _OF_ONE.split(threading.current_thread().name)[0]
         name = f"{self._role} {'' if thread == 'MainThread' else thread + ' '}{kind} {what}"
         with self._lock:
             self._seen[name] += 1
             count = self._seen[name]
-            if count > _REPEATS and (thread == "watch" or what.startswith(_POLLS)):
+            if count > _REPEATS and (thread == "watch" or kind == "ray" or what.startswith(_POLLS)):
                 return
             point = f"{name} #{count}"
             if point in self._ends:
@@ -180,6 +187,51 @@ def _watch_database() -> None:
     event.listen(Engine, "rollback", lambda _: _points is not None and _points.taken_back())
     # A commit that fails is not rolled back any more.
     event.listen(Engine, "handle_error", lambda _: _points and _points.at_commit and _points.taken_back())
+
+
+def watch_ray() -> None:
+    """Have a point before each call of `cluster` or `jobs` into Ray, of this thread and those to come.
+
+    No list of functions could leave one out: the interpreter tells of every call.
+    """
+    import ray
+
+    if _points is None:
+        return
+    rays = f"{Path(ray.__file__).parent}{os.sep}"
+
+    def told(frame: FrameType, event: str, _: object) -> None:
+        caller = frame.f_back
+        if (
+            event == "call"
+            and caller is not None
+            and caller.f_code.co_filename.startswith(_OURS)
+            and frame.f_code.co_filename.startswith(rays)
+            and not frame.f_code.co_name.startswith("__")  # to make a value reaches nobody
+            and (called := _called(caller))
+        ):
+            reach("ray", f"{caller.f_code.co_name}: {called}")
+
+    threading.setprofile(told)
+    sys.setprofile(told)
+
+
+def _called(caller: FrameType) -> str | None:
+    """What it calls now, as `ray.util.list_named_actors`; none if that is no call, as of a property."""
+    line, last, begin, end = list(caller.f_code.co_positions())[caller.f_lasti // 2]
+    if line is None or last is None:
+        return None
+    lines = linecache.getlines(caller.f_code.co_filename)[line - 1 : last]
+    lines[-1] = lines[-1][:end]
+    lines[0] = lines[0][begin:]
+    call = ast.parse(f"({''.join(lines)})", mode="eval").body
+    return _name(call.func) if isinstance(call, ast.Call) else None
+
+
+def _name(node: ast.expr) -> str:
+    if isinstance(node, ast.Attribute):
+        return f"{_name(node.value)}.{node.attr}"
+    return _name(node.func) if isinstance(node, ast.Call) else ast.unparse(node)
 
 
 class watched_launcher:

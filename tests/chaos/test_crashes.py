@@ -6,7 +6,6 @@ The suite takes a share of the points, drawn by TEXTVAE_CHAOS_SEED; `make chaos`
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import time
 from collections import Counter
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from .crashes import SCENES, Road
+from .crashes import SCENES, Road, share_of
 from .forking import Nursery
 from .ground import Redis
 
@@ -35,7 +34,7 @@ def test_a_crash_at_any_point_is_recovered_from(scene: str, tmp_path: Path, nurs
     points = [point for point in points if " begin " not in point]  # a kill there is one before the commit
     kinds = {kind: sum(f" {kind} " in point for point in points) for kind in KINDS}
     assert all(kinds.values()), (kinds, points)
-    chosen = points if ALL else share_of(points)
+    chosen = points if ALL else share_of(points, SHARE, SEED, process_and_kind)
     found, reached, missed = [], Counter[str](), []
     began = time.monotonic()
     for number, point in enumerate(chosen):
@@ -63,13 +62,6 @@ def test_a_crash_at_any_point_is_recovered_from(scene: str, tmp_path: Path, nurs
     assert reached.total() >= 0.8 * len(chosen)
 
 
-def share_of(points: list[str]) -> list[str]:
-    """A few of them, of as many processes and kinds of calls as there are."""
-    drawn = random.Random(SEED).sample(points, len(points))
-    alike = Counter[tuple[str, ...]]()
-    turn = {}
-    for point in drawn:
-        words = tuple(point.split(" ")[:3] if " watch " in point else point.split(" ")[:2])
-        turn[point] = alike[words]
-        alike[words] += 1
-    return sorted(drawn, key=lambda point: turn[point])[:SHARE]
+def process_and_kind(point: str) -> tuple[str, ...]:
+    """Of which process a point is, and of what kind of call; a watching thread counts as one."""
+    return tuple(point.split(" ")[:3] if " watch " in point else point.split(" ")[:2])
