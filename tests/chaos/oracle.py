@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from textvae import checkpoint
 from textvae.artifacts import Artifacts
 from textvae.checkpoint import CheckpointError
 
+from .ground import Ground, end, until
 from .launcher import Processes
 from .serving import FileServer
 from .training import STEPS, chain, fingerprint, uninterrupted, weights_of
@@ -32,6 +34,23 @@ class Expected:
     # A job of the same training that nobody touches; without it one of a single rank is run.
     like: str | None = None
     may_be: frozenset[JobState] = frozenset({JobState.SUCCEEDED})
+
+
+@contextmanager
+def one_attempt(ground: Ground) -> Iterator[Store]:
+    """A job that trains while the block lasts, and must end after it with its first attempt."""
+    ground.attempt_order["pace"] = 0.1
+    dispatcher = ground.dispatcher()
+    assert ground.client("submit", str(ground.config("stub", 3, 3)), "--id", "job").wait() == 0
+    store = Store(ground.settings.database_url)
+    until(lambda: store.checkpoints("job"), "a checkpoint")
+    yield store
+    until(lambda: store.job("job").state.final, "the job to end")
+    ground.settle(store)
+    end(dispatcher)
+    assert problems(store, ground.settings, [Expected("job", 3, 3)]) == []
+    assert [attempt.number for attempt in store.attempts("job")] == [1]
+    store.close()
 
 
 def problems(

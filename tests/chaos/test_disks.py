@@ -16,7 +16,7 @@ from jobs.store import Attempt, AttemptState, Cause, JobState, Store, StoreError
 from .crashes import JOB, Road
 from .forking import Nursery
 from .ground import Ground, Redis, end, until
-from .oracle import Expected, problems
+from .oracle import Expected, one_attempt, problems
 
 CONFIG = from_mapping({"name": "reviews"})
 FULL = "[Errno 28] No space left on device"
@@ -166,22 +166,12 @@ def test_a_damaged_database_is_named_and_left_as_it_is(tmp_path: Path, harm: str
 
 def test_a_database_that_is_locked_is_waited_for(ground: Ground, redis: Redis):
     """By a backup that copies badly, say: as long as a command waits, shorter than an attempt does."""
-    ground.attempt_order["pace"] = 0.1
-    dispatcher = ground.dispatcher()
-    assert ground.client("submit", str(ground.config("stub", 3, 3)), "--id", "job").wait() == 0
-    store = Store(ground.settings.database_url)
-    until(lambda: store.checkpoints("job"), "a checkpoint")
-    locking = sqlite3.connect(ground.home / "textvae.db", isolation_level=None)
-    locking.execute("BEGIN IMMEDIATE")
-    assert ground.client("cancel", "job").wait() == 4
-    locking.execute("ROLLBACK")
-    locking.close()
-    until(lambda: store.job("job").state.final, "the job to end")
-    ground.settle(store)
-    end(dispatcher)
-    assert problems(store, ground.settings, [Expected("job", 3, 3)]) == []
-    assert [attempt.number for attempt in store.attempts("job")] == [1]
-    store.close()
+    with one_attempt(ground):
+        locking = sqlite3.connect(ground.home / "textvae.db", isolation_level=None)
+        locking.execute("BEGIN IMMEDIATE")
+        assert ground.client("cancel", "job").wait() == 4
+        locking.execute("ROLLBACK")
+        locking.close()
 
 
 @pytest.mark.parametrize("hours", [1, -1])

@@ -1,4 +1,4 @@
-"""A small model's config, and a batch of reviews for it, as the tests of the losses use them."""
+"""A small model's config, and a batch of reviews for it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from textvae.config import Config
 from textvae.parsing import parse
 
 
-def config(kind: str = "elbo", **settings: Any) -> Config:
-    """`settings` are the objective's, but for those under `model`."""
-    model: dict[str, Any] = {
+def config(kind: str = "elbo", model: dict[str, Any] | None = None, **settings: Any) -> Config:
+    """`settings` are the objective's."""
+    sizes = {
         "embedding": 5,
         "encoder_hidden": 6,
         "latent": 4,
@@ -24,7 +24,7 @@ def config(kind: str = "elbo", **settings: Any) -> Config:
         Config,
         {
             "vocabulary": {"kind": "words", "size": 13, "max_length": 9},
-            "model": {**model, **settings.pop("model", {})},
+            "model": {**sizes, **(model or {})},
             "objective": {"kind": kind, **settings},
         },
     )

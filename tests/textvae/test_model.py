@@ -18,26 +18,10 @@ from textvae.parsing import parse
 from textvae.validation import autocast
 from textvae.vocabulary import END, OOV, PAD, START
 
+from .small import config
+
 torch.set_num_threads(1)
 CONFIGS = Path(__file__).parents[2] / "configs"
-
-
-def config(kind: str = "elbo", model: dict[str, Any] | None = None, **settings: Any) -> Config:
-    sizes = {
-        "embedding": 5,
-        "encoder_hidden": 6,
-        "latent": 4,
-        "decoder_hidden": 8,
-        "decoder": "repeat" if kind == "seed" else "autoregressive",
-    }
-    return parse(
-        Config,
-        {
-            "vocabulary": {"kind": "words", "size": 13, "max_length": 9},
-            "model": {**sizes, **(model or {})},
-            "objective": {"kind": kind, **settings},
-        },
-    )
 
 
 FULL = {"encoder_layers": 2, "decoder_layers": 2, "dense": 7, "sentiment_hidden": 3, "dropout": 0.2}
