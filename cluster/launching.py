@@ -19,6 +19,7 @@ import socket
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -167,16 +168,43 @@ def resources(*, timeout: float = 5.0) -> tuple[dict[str, float], dict[str, floa
     return _within(timeout, "asking for resources", ask)
 
 
-def nodes(*, timeout: float = 5.0) -> list[tuple[dict[str, float], dict[str, float]]]:
+def nodes(*, timeout: float = 5.0) -> dict[str, tuple[dict[str, float], dict[str, float]]]:
     """What each node has, and what of it is free, by Ray's names. Raises ClusterError if Ray is silent."""
 
-    def ask() -> list[tuple[dict[str, float], dict[str, float]]]:
+    def ask() -> dict[str, tuple[dict[str, float], dict[str, float]]]:
         from ray._private.state import available_resources_per_node, total_resources_per_node
 
         total, free = total_resources_per_node(), available_resources_per_node()
-        return [(dict(has), dict(free.get(node, {}))) for node, has in total.items()]
+        return {node: (dict(has), dict(free.get(node, {}))) for node, has in total.items()}
 
     return _within(timeout, "asking for the resources of nodes", ask)
+
+
+def placements(*, timeout: float = 5.0) -> dict[str, tuple[tuple[str, int], ...]]:
+    """Of each attempt whose ranks have their places: the nodes, and how many ranks are on each.
+
+    Raises ClusterError if Ray is silent. An attempt has one placement group at a time, a bundle to a rank,
+    made by an actor that it owns.
+    """
+
+    def ask() -> dict[str, tuple[tuple[str, int], ...]]:
+        created = _group_table().PlacementGroupState.CREATED
+        groups = [each for each in _groups() if each.state == created and each.ray_namespace == NAMESPACE]
+        if not groups:
+            return {}
+        actors = {actor["ActorID"]: actor for actor in _actors()}
+        in_process = {_process(actor["Address"]): actor for actor in actors.values()}
+        placed = {}
+        for group in groups:
+            actor = actors.get(group.creator_actor_id.hex())
+            while actor is not None and not actor["IsDetached"]:
+                actor = in_process.get(_process(actor["OwnerAddress"]))
+            if actor is not None and actor["Name"]:
+                on = Counter(bundle.node_id.hex() for bundle in group.bundles)
+                placed[actor["Name"]] = tuple(sorted(on.items()))
+        return placed
+
+    return _within(timeout, "asking for the places of ranks", ask)
 
 
 def stop(name: str, *, timeout: float = 30.0) -> None:
@@ -291,19 +319,29 @@ def _give_back() -> None:
     Ray does so when their driver ends, too; but a dispatcher does not end, and of a group that is made after
     that Ray does not notice. What Ray Train has for it is not used: see `cluster.trainer`.
     """
-    from ray._private.state import state
     from ray._raylet import ActorID, PlacementGroupID
-    from ray.core.generated import gcs_pb2
     from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-    table: Any = gcs_pb2.__dict__["PlacementGroupTableData"]  # made at run time: no type checker knows it
-    for raw in state._connect_and_get_accessor().get_placement_group_table():
-        group = table.FromString(raw)
-        gone = group.state == table.PlacementGroupState.REMOVED
+    removed = _group_table().PlacementGroupState.REMOVED
+    for group in _groups():
         by_actor = not ActorID(group.creator_actor_id).is_nil()
         orphan = by_actor and group.creator_actor_dead and not group.is_detached
-        if orphan and not gone and group.ray_namespace == NAMESPACE:
+        if orphan and group.state != removed and group.ray_namespace == NAMESPACE:
             remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
+
+
+def _group_table() -> Any:
+    from ray.core.generated import gcs_pb2
+
+    return gcs_pb2.__dict__["PlacementGroupTableData"]  # made at run time: no type checker knows it
+
+
+def _groups() -> list[Any]:
+    """What Ray's head knows of placement groups, those that are removed included."""
+    from ray._private.state import state
+
+    table = _group_table()
+    return [table.FromString(raw) for raw in state._connect_and_get_accessor().get_placement_group_table()]
 
 
 def _family(actor: str) -> set[str]:
@@ -312,17 +350,19 @@ def _family(actor: str) -> set[str]:
     What is detached stays: the first attempt in a cluster makes actors that Ray Train has for all.
     """
     everyone = [each for each in _actors() if each["ActorID"] == actor or not each["IsDetached"]]
-    process = {
-        a["ActorID"]: (a["Address"]["NodeID"], a["Address"]["Port"]) for a in everyone if a["Address"]["Port"]
-    }
+    process = {a["ActorID"]: _process(a["Address"]) for a in everyone if a["Address"]["Port"]}
     family = {actor}
     while True:
         processes = {process[member] for member in family if member in process}
-        owners = {a["ActorID"]: (a["OwnerAddress"]["NodeID"], a["OwnerAddress"]["Port"]) for a in everyone}
+        owners = {a["ActorID"]: _process(a["OwnerAddress"]) for a in everyone}
         more = {each for each, owner in owners.items() if owner in processes} - family
         if not more:
             return family
         family |= more
+
+
+def _process(address: Mapping[str, Any]) -> tuple[str, int]:
+    return address["NodeID"], address["Port"]
 
 
 def _within(seconds: float, what: str, call: Callable[[], Value]) -> Value:

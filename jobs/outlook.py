@@ -212,8 +212,16 @@ def waiting_of(job: Queued, typical: Mapping[str, float] | None = None) -> Waiti
     )
 
 
-def running_of(job: Active, progress: Mapping[str, Any] | None = None) -> Running:
-    """A running job as the policy sees it. Its live progress says when it may end, for estimates."""
+def running_of(
+    job: Active,
+    progress: Mapping[str, Any] | None = None,
+    *,
+    on: Iterable[tuple[str, int]] | None = None,
+) -> Running:
+    """A running job as the policy sees it, `on` these machines; none if nobody knows.
+
+    Its live progress says when it may end, for estimates.
+    """
     return Running(
         job.id,
         job.owner,
@@ -229,6 +237,7 @@ def running_of(job: Active, progress: Mapping[str, Any] | None = None) -> Runnin
         ending=job.cancel_requested is not None,
         expected=ends_at(job, progress),
         max_ranks=job.max_ranks,
+        on=None if on is None else tuple((name, ranks) for name, ranks in on),
     )
 
 
@@ -246,10 +255,13 @@ def ends_at(job: Active, progress: Mapping[str, Any] | None) -> float | None:
     return job.started.timestamp() + trained * max(1.0, float(total) / float(done))
 
 
-def shown(cluster: Cluster, history: History, typical: Mapping[str, float]) -> dict[str, Any]:
+def shown(
+    cluster: Cluster, running: Iterable[Running], history: History, typical: Mapping[str, float]
+) -> dict[str, Any]:
     """What the dispatcher lets others see, as plain values: with it, `explainer` comes to its conclusions."""
     return {
         "cluster": asdict(cluster),
+        "on": {job.id: job.on for job in running if job.on is not None},
         "used": {owner: asdict(used) for owner, used in history.used.items()},
         "turns": [[owner, priority, at] for (owner, priority), at in history.turns.items()],
         "typical": dict(typical),
@@ -266,9 +278,15 @@ def explainer(
     waiting: Iterable[Queued] | None = None,
 ) -> Explainer:
     """Why jobs wait, from what a dispatcher has `shown` and from the store, unless that was read already."""
+    told = seen["cluster"]
     cluster = Cluster(
-        **{**seen["cluster"], "nodes": tuple(Node(**node) for node in seen["cluster"].get("nodes", ()))}
+        **{
+            **told,
+            "nodes": tuple(Node(**node) for node in told.get("nodes", ())),
+            "promised": tuple(Running(**job) for job in told.get("promised", ())),
+        }
     )
+    on = seen.get("on", {})
     history = History(
         used={owner: Used(**used) for owner, used in seen["used"].items()},
         turns={(owner, priority): at for owner, priority, at in seen["turns"]},
@@ -277,7 +295,7 @@ def explainer(
     waiting = store.queued() if waiting is None else waiting
     return Explainer(
         [waiting_of(job, seen.get("typical")) for job in waiting],
-        [running_of(job, (progress or {}).get(job.id)) for job in running],
+        [running_of(job, (progress or {}).get(job.id), on=on.get(job.id)) for job in running],
         cluster,
         history,
         policy,

@@ -47,18 +47,21 @@ class RayLauncher:
         all_cpus = max(cpus, self._settings.max_cpus or 0.0)
         all_gpus = max(gpus, self._settings.max_gpus or 0.0)
         grows = all_cpus > cpus or all_gpus > gpus  # then a rank may find room on a machine that is to come
-        nodes = [] if grows else launching.nodes()
+        nodes = {} if grows else launching.nodes()
+        several = len(nodes) > 1
         return Capacity(
             all_cpus,
             all_gpus,
             free.get("CPU", 0.0) + all_cpus - cpus,
             free.get("GPU", 0.0) + all_gpus - gpus,
             tuple(
-                Node(left.get("CPU", 0.0), left.get("GPU", 0.0), has.get("CPU", 0.0), has.get("GPU", 0.0))
-                for has, left in nodes
-            )
-            if len(nodes) > 1
-            else (),
+                Node(
+                    left.get("CPU", 0.0), left.get("GPU", 0.0), has.get("CPU", 0.0), has.get("GPU", 0.0), name
+                )
+                for name, (has, left) in nodes.items()
+                if several
+            ),
+            launching.placements() if several else {},
         )
 
     def connect(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from jobs.failures import Failures
@@ -28,6 +28,8 @@ class Capacity:
     free_cpus: float
     free_gpus: float
     nodes: tuple[Node, ...] = ()  # the machines; none if only the sums are known
+    # Of the attempts whose ranks are placed, by name: the machines, and how many ranks are on each.
+    placed: Mapping[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

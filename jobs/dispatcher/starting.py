@@ -22,10 +22,8 @@ from jobs.scheduling import (
     Growth,
     Patience,
     Policy,
-    Shape,
     Waiting,
     decide,
-    left_beside,
     read_policy,
     too_large,
 )
@@ -85,15 +83,16 @@ class Starter:
             self.outlook.seen,
             self.outlook.policy,
             cluster,
+            capacity.placed,
             [(job.actor, job.started) for job in active],
         )
         if self._decided is not None and self._decided[0] == known and not self._due(now):
             return []
-        running = [running_of(job) for job in active]
+        running = [running_of(job, on=capacity.placed.get(job.actor)) for job in active]
         history = self.outlook.history(running, cluster)
         decisions = decide(self.outlook.backlog, running, cluster, history, self.outlook.policy, now)
         if _apart(now, self._shown) >= _SHOWN_EVERY:
-            self._queue.publish_outlook(shown(cluster, history, self.outlook.typical()))
+            self._queue.publish_outlook(shown(cluster, running, history, self.outlook.typical()))
             self._shown = now
         self._note_unfit(cluster)
         grow = decisions.grow
@@ -113,7 +112,7 @@ class Starter:
         return opened
 
     def _show(self, capacity: Capacity, now: float) -> None:
-        sums = {name: value for name, value in vars(capacity).items() if name != "nodes"}
+        sums = {name: value for name, value in vars(capacity).items() if name not in ("nodes", "placed")}
         if self._sums is None or self._sums[0] != sums or _apart(now, self._sums[1]) >= _SHOWN_EVERY:
             self._queue.publish_cluster(sums)
             self._sums = sums, now
@@ -140,15 +139,19 @@ class Starter:
         )
         if not cluster.nodes:
             return cluster
-        # Promised, and still free on some machine: it is taken to be that of the attempts opened last.
+        # Promised, and still free on some machine: taken to be that of the attempts opened last, first of all
+        # those whose places nobody knows yet.
         cpus, gpus = capacity.free_cpus - cluster.free_cpus, capacity.free_gpus - cluster.free_gpus
-        promised: list[Shape] = []
-        for job in reversed(active):
+        promised: list[Running] = []
+        latest = active[::-1]
+        for job in sorted(latest, key=lambda job: job.actor in capacity.placed):
             if cpus <= SLACK and gpus <= SLACK:
                 break
-            promised.insert(0, Shape(job.ranks, job.cpus, job.gpus, None))
+            promised.insert(0, job)
             cpus, gpus = cpus - job.cpus, gpus - job.gpus
-        return replace(cluster, nodes=left_beside(promised, cluster))
+        return replace(
+            cluster, promised=tuple(running_of(job, on=capacity.placed.get(job.actor)) for job in promised)
+        )
 
     def _held_by_others(self, capacity: Capacity, active: Sequence[Running]) -> tuple[float, float]:
         """The CPUs and GPUs that somebody else uses of the cluster.

@@ -9,7 +9,7 @@ from jobs.scheduling.explaining import Explainer
 from jobs.scheduling.growing import Patience
 from jobs.scheduling.order import Line, first_of_groups
 from jobs.scheduling.policy import Growing, Policy, Preempting, Share, parse_policy, read_policy
-from jobs.scheduling.room import left_beside, too_large
+from jobs.scheduling.room import too_large
 from jobs.scheduling.values import (
     Blocked,
     Cluster,
@@ -54,7 +54,6 @@ __all__ = [
     "Waiting",
     "decide",
     "first_of_groups",
-    "left_beside",
     "parse_policy",
     "read_policy",
     "too_large",

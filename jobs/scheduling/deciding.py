@@ -8,7 +8,8 @@ from jobs.scheduling.backlog import Backlog
 from jobs.scheduling.growing import growth, widen
 from jobs.scheduling.order import Line
 from jobs.scheduling.policy import Policy
-from jobs.scheduling.room import Pool, Reserved
+from jobs.scheduling.reserving import Reserved
+from jobs.scheduling.room import Pool
 from jobs.scheduling.values import (
     SLACK,
     Cluster,
@@ -50,9 +51,8 @@ def decide(
             line.fail(shape)
             if reserved is None:
                 first = job
-                reserved = Reserved(
-                    shape, [*running, *(_as_running(s, now) for s in start)], pool, now, policy
-                )
+                starting = [_as_running(s, now) for s in start]
+                reserved = Reserved(shape, running, starting, cluster, pool, now, policy)
         elif reserved is not None and not reserved.allows(shape, now):
             line.fail(shape)
         else:
@@ -87,26 +87,28 @@ def make_room(
         return ()
     if at is not None and at <= now + rules.patience:
         return ()
-    leaving = [other for other in running if other.yielding is not None or other.ending]
-    cpus = job.cpus - pool.cpus - sum(other.cpus for other in leaving)
-    gpus = job.gpus - pool.gpus - sum(other.gpus for other in leaving)
+    room = pool.copy()
+    for other in running:
+        if other.yielding is not None or other.ending:
+            room.give(other.shape, room.places(other))
     candidates = sorted(
         (other for other in running if _displaceable(other, job, policy, now)),
         key=lambda other: (other.priority, -(other.started or 0.0), other.id),
     )
     chosen: list[Running] = []
     for other in candidates:
-        if cpus <= SLACK and gpus <= SLACK:
+        if room.fits(job.shape):
             break
-        if (cpus > SLACK and other.cpus > 0) or (gpus > SLACK and other.gpus > 0):
-            chosen.append(other)
-            cpus, gpus = cpus - other.cpus, gpus - other.gpus
-    if not chosen or cpus > SLACK or gpus > SLACK:
+        room.give(other.shape, room.places(other))
+        chosen.append(other)
+    if not room.fits(job.shape):
         return ()
     for other in chosen[::-1]:  # of those that were taken, the ones that later ones made unnecessary
-        if cpus + other.cpus <= SLACK and gpus + other.gpus <= SLACK:
+        room.take(other.shape, room.places(other))
+        if room.fits(job.shape):
             chosen.remove(other)
-            cpus, gpus = cpus + other.cpus, gpus + other.gpus
+        else:
+            room.give(other.shape, room.places(other))
     return tuple(Preemption(other.id, job.id) for other in chosen)
 
 

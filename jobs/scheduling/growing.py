@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from jobs.scheduling.policy import Policy
-from jobs.scheduling.room import Held, Pool, Reserved
+from jobs.scheduling.reserving import Reserved
+from jobs.scheduling.room import Held, Pool
 from jobs.scheduling.values import Cluster, Growth, Running, Waiting
 
 

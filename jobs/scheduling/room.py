@@ -1,13 +1,15 @@
-"""Whether a gang fits: on what is free now, on the machines that have it, and once others have ended."""
+"""Whether a gang fits: on what is free, on the machines that have it, and within its owner's quota."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
 
-from jobs.scheduling.policy import Policy, Share
+from jobs.scheduling.policy import Share
 from jobs.scheduling.values import SLACK, Cluster, Node, Running, Shape
+
+Amounts = list[tuple[int, float, float]]  # machine, and the CPUs and GPUs of it
 
 
 class Pool:
@@ -16,36 +18,69 @@ class Pool:
     def __init__(self, cluster: Cluster):
         self.cpus = cluster.free_cpus
         self.gpus = cluster.free_gpus
-        self._nodes = [[node.cpus, node.gpus] for node in cluster.nodes]
+        self.nodes = [[node.cpus, node.gpus] for node in cluster.nodes]
+        self._places = {node.name: place for place, node in enumerate(cluster.nodes)}
+        for job in cluster.promised:
+            self.lose(self.places(job) if job.on is not None else self._likely(job.shape))
+
+    def copy(self) -> Pool:
+        """The same once more, to try something on."""
+        other = copy(self)
+        other.nodes = [[*node] for node in self.nodes]
+        return other
 
     def fits(self, shape: Shape) -> bool:
         """Whether all ranks find room."""
         if shape.cpus > self.cpus + SLACK or shape.gpus > self.gpus + SLACK:
             return False
-        return not self._nodes or sum(_hosts(shape, *node) for node in self._nodes) >= shape.ranks
+        return not self.nodes or sum(hosts(shape, *node) for node in self.nodes) >= shape.ranks
 
-    def take(self, shape: Shape) -> None:
-        """Give its ranks the machines that hold most of them."""
+    def take(self, shape: Shape, places: Amounts | None = None) -> None:
+        """Give its ranks these places, or those on the machines that hold most of them."""
         self.cpus -= shape.cpus
         self.gpus -= shape.gpus
-        left = shape.ranks
-        for node in sorted(self._nodes, key=lambda node: -_hosts(shape, *node)):
-            here = min(left, _hosts(shape, *node))
-            node[0] -= here * shape.cpus / shape.ranks
-            node[1] -= here * shape.gpus / shape.ranks
+        self.lose(self._likely(shape) if places is None else places)
+
+    def give(self, shape: Shape, places: Amounts) -> None:
+        """It has ended, and its places are free."""
+        self.cpus += shape.cpus
+        self.gpus += shape.gpus
+        self.lose([(place, -cpus, -gpus) for place, cpus, gpus in places])
+
+    def lose(self, places: Amounts) -> None:
+        """The machines have this less."""
+        for place, cpus, gpus in places:
+            self.nodes[place][0] -= cpus
+            self.nodes[place][1] -= gpus
+
+    def places(self, job: Running) -> Amounts:
+        """What a running job has of which machine; nothing as long as nobody knows."""
+        each = job.one_more
+        return [
+            (self._places[name], ranks * each.cpus, ranks * each.gpus)
+            for name, ranks in job.on or ()
+            if name in self._places
+        ]
+
+    def anywhere(self, shape: Shape) -> Amounts:
+        """What each machine has to give at most, if nobody knows where the ranks of a gang will be."""
+        cpus, gpus = shape.cpus / shape.ranks, shape.gpus / shape.ranks
+        found = ((place, hosts(shape, *node)) for place, node in enumerate(self.nodes))
+        return [(place, ranks * cpus, ranks * gpus) for place, ranks in found if ranks]
+
+    def _likely(self, shape: Shape) -> Amounts:
+        """Its places if it goes to the machines that hold most of its ranks, as Ray packs a gang."""
+        held = [hosts(shape, *node) for node in self.nodes]
+        left, found = shape.ranks, []
+        for place in sorted(range(len(held)), key=lambda place: -held[place]):
+            here = min(left, held[place])
+            if here:
+                found.append((place, here * shape.cpus / shape.ranks, here * shape.gpus / shape.ranks))
             left -= here
+        return found
 
 
-def left_beside(gangs: Iterable[Shape], cluster: Cluster) -> tuple[Node, ...]:
-    """The machines with what is free on each once these gangs have their places too."""
-    pool = Pool(cluster)
-    for shape in gangs:
-        pool.take(shape)
-    free = zip(cluster.nodes, pool._nodes, strict=True)
-    return tuple(replace(node, cpus=cpus, gpus=gpus) for node, (cpus, gpus) in free)
-
-
-def _hosts(shape: Shape, cpus: float, gpus: float) -> int:
+def hosts(shape: Shape, cpus: float, gpus: float) -> int:
     """How many ranks of a gang one machine holds."""
     by_cpus = (cpus + SLACK) * shape.ranks / shape.cpus if shape.cpus > 0 else math.inf
     by_gpus = (gpus + SLACK) * shape.ranks / shape.gpus if shape.gpus > 0 else math.inf
@@ -61,17 +96,17 @@ def too_large(shape: Shape, cluster: Cluster) -> str | None:
     if not cluster.nodes:
         return None
     # A rank is on one machine: what no machine has, no sum of several has either.
-    hosts = sum(_hosts(shape, *_all_of(node)) for node in cluster.nodes)
-    if hosts >= shape.ranks:
+    held = sum(hosts(shape, *all_of(node)) for node in cluster.nodes)
+    if held >= shape.ranks:
         return None
     each = f"{shape.cpus / shape.ranks:g} CPUs"
     if shape.gpus > 0:
         each += f" and {shape.gpus / shape.ranks:g} GPUs"
     ranks = "1 rank" if shape.ranks == 1 else f"{shape.ranks} ranks"
-    return f"needs machines for {ranks} of {each}, the cluster has them for {hosts or 'none'}"
+    return f"needs machines for {ranks} of {each}, the cluster has them for {held or 'none'}"
 
 
-def _all_of(node: Node) -> tuple[float, float]:
+def all_of(node: Node) -> tuple[float, float]:
     """What a machine has, in use or not."""
     return (
         math.inf if node.total_cpus is None else node.total_cpus,
@@ -119,61 +154,3 @@ class Held:
         if share.cpus is not None and self.cpus + shape.cpus > share.cpus + SLACK:
             return f"needs {shape.cpus:g} CPUs; its owner holds {self.cpus:g} of {share.cpus:g}"
         return None
-
-
-def ends_by(job: Running, now: float, policy: Policy) -> float | None:
-    """When a running job has ended at the latest; none if nothing says so."""
-    known = []
-    if job.limit is not None:
-        known.append(job.opened + job.limit + policy.margin)
-    if job.yielding is not None:
-        known.append(job.yielding + policy.margin)
-    return max(now, min(known)) if known else None
-
-
-class Reserved:
-    """The room that is kept for the first job that does not fit, and what may be used meanwhile.
-
-    If the time limits of running jobs say by when it fits, others may start that end before, or that use what
-    it will not need then. If they do not, its time may come at any moment, and others may start only on what
-    would be left if it had started already. And if there is room for it in sum, but in pieces on several
-    machines, nothing else starts until the pieces have grown together.
-    """
-
-    def __init__(self, shape: Shape, running: Iterable[Running], pool: Pool, now: float, policy: Policy):
-        self._margin = policy.margin
-        self.at: float | None = None
-        cpus, gpus = pool.cpus, pool.gpus
-        ends = sorted(
-            (end, job.cpus, job.gpus) for job in running if (end := ends_by(job, now, policy)) is not None
-        )
-        for end, more_cpus, more_gpus in [(now, 0.0, 0.0), *ends]:
-            if self.at is not None and end > self.at:
-                break
-            cpus, gpus = cpus + more_cpus, gpus + more_gpus
-            if self.at is None and shape.cpus <= cpus + SLACK and shape.gpus <= gpus + SLACK:
-                self.at = end
-        if shape.cpus <= pool.cpus + SLACK and shape.gpus <= pool.gpus + SLACK:
-            self.at, cpus, gpus = None, 0.0, 0.0  # in pieces
-        elif self.at is None:
-            cpus, gpus = pool.cpus, pool.gpus
-        self._cpus, self._gpus = cpus - shape.cpus, gpus - shape.gpus
-
-    def allows(self, shape: Shape, now: float) -> bool:
-        """Whether a job may start now that comes after the reserved one."""
-        if self._over_in_time(shape, now):
-            return True
-        return (shape.cpus <= 0 or shape.cpus <= self._cpus + SLACK) and (
-            shape.gpus <= 0 or shape.gpus <= self._gpus + SLACK
-        )
-
-    def take(self, shape: Shape, now: float) -> None:
-        """Such a job starts."""
-        if not self._over_in_time(shape, now):
-            self._cpus -= shape.cpus
-            self._gpus -= shape.gpus
-
-    def _over_in_time(self, shape: Shape, now: float) -> bool:
-        if self.at is None or shape.limit is None:
-            return False
-        return now + shape.limit + self._margin <= self.at

@@ -86,6 +86,12 @@ class Running:
     ending: bool = False  # it was asked to stop for another reason, such as a cancel
     expected: float | None = None  # when it may end, a guess for estimates alone
     max_ranks: int | None = None  # it may have so many; none if `ranks` are all
+    on: tuple[tuple[str, int], ...] | None = None  # its machines, and ranks on each; none if nobody knows yet
+
+    @property
+    def shape(self) -> Shape:
+        """What it takes."""
+        return Shape(self.ranks, self.cpus, self.gpus, self.limit)
 
     @property
     def one_more(self) -> Shape:
@@ -101,6 +107,7 @@ class Node:
     gpus: float
     total_cpus: float | None = None  # none if nobody knows: it may be any number
     total_gpus: float | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +119,8 @@ class Cluster:
     free_cpus: float
     free_gpus: float
     nodes: tuple[Node, ...] = ()  # the machines; without them, ranks fit wherever the sums allow it
+    # Attempts that the machines do not count yet: their ranks are being placed. The sums are less these.
+    promised: tuple[Running, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,9 +29,12 @@ while sum(node["Alive"] for node in ray.nodes()) < 2:
 environment = {"PYTHONPATH": here, "OMP_NUM_THREADS": "1"}
 launching.start("across-1", attempt_training.train, json.loads(arguments), environment=environment)
 deadline = time.monotonic() + 150
+placed = {}
 while launching.state("across-1") != "dead":
     assert time.monotonic() < deadline, "training did not end"
+    placed = launching.placements() or placed
     time.sleep(0.1)
+print(json.dumps({"placed": placed, "nodes": list(launching.nodes()), "then": launching.placements()}))
 """
 
 
@@ -58,6 +61,10 @@ def test_two_ranks_train_on_two_nodes(two_nodes, small_config, tmp_path):
         timeout=240,
     )
     assert driver.returncode == 0, driver.stderr
+    told = json.loads(driver.stdout.splitlines()[-1])
+    assert told["placed"].keys() == {"across-1"}
+    assert sorted(told["placed"]["across-1"]) == [[node, 1] for node in sorted(told["nodes"])]
+    assert told["then"] == {}
     said = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
     assert (said[-1]["kind"], said[-1]["status"]) == ("result", "finished"), said[-1]
     log = "\n".join(each["text"] for each in said if each["kind"] == "log")

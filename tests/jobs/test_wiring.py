@@ -12,19 +12,27 @@ from jobs.scheduling import Node
 from jobs.settings import Settings
 from jobs.wiring import RayLauncher
 
+PLACED = {"one-1": (("a", 2), ("b", 1))}
+
 
 @pytest.fixture
 def two_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Ray of two machines; of one all CPUs are in use, and Ray then does not name them."""
-    nodes = [({"CPU": 4.0}, {"memory": 1.0}), ({"CPU": 8.0, "GPU": 2.0}, {"CPU": 3.0, "GPU": 1.0})]
+    nodes = {
+        "a": ({"CPU": 4.0}, {"memory": 1.0}),
+        "b": ({"CPU": 8.0, "GPU": 2.0}, {"CPU": 3.0, "GPU": 1.0}),
+    }
     monkeypatch.setattr(launching, "connect", lambda *_, **__: None)
     monkeypatch.setattr(launching, "resources", lambda: ({"CPU": 12.0, "GPU": 2.0}, {"CPU": 3.0, "GPU": 1.0}))
     monkeypatch.setattr(launching, "nodes", lambda: nodes)
+    monkeypatch.setattr(launching, "placements", lambda: PLACED)
 
 
-def test_of_each_machine_it_is_known_what_it_has_and_what_is_free(two_machines: None, settings: Settings):
+def test_of_each_machine_it_is_known_what_it_has_what_is_free_and_who_is_there(
+    two_machines: None, settings: Settings
+):
     capacity = RayLauncher(replace(settings, ray_address="here:1")).capacity()
-    assert capacity == Capacity(12, 2, 3, 1, (Node(0, 0, 4, 0), Node(3, 1, 8, 2)))
+    assert capacity == Capacity(12, 2, 3, 1, (Node(0, 0, 4, 0, "a"), Node(3, 1, 8, 2, "b")), PLACED)
 
 
 def test_a_cluster_that_can_grow_has_machines_that_nobody_knows(two_machines: None, settings: Settings):

@@ -231,6 +231,40 @@ def test_what_a_starting_gang_holds_already_is_not_taken_from_the_machines_again
     assert running(store) == ["gang-1", "other-1"]
 
 
+def test_room_is_kept_on_the_machine_that_will_have_it(
+    dispatcher: At, store: Store, queue: Queue, cluster: Cluster, add_job: AddJob, clock: Clock
+):
+    """What the cluster says of where ranks are reaches the policy, and whoever asks why a job waits."""
+    cluster.capacity = Capacity(8, 0, 8, 0, (Node(4, 0, 4, 0, "a"), Node(4, 0, 4, 0, "b")))
+    add_job("ends", cpus=3, time_limit=7200)
+    add_job("stays", cpus=3)
+    dispatcher.step()
+    begin(store, "ends", "stays")
+    add_job("large", cpus=4)
+    add_job("small", cpus=1, priority=-1)
+
+    cluster.capacity = Capacity(
+        8,
+        0,
+        2,
+        0,
+        (Node(1, 0, 4, 0, "a"), Node(1, 0, 4, 0, "b")),
+        {"ends-1": (("a", 1),), "stays-1": (("b", 1),)},
+    )
+    clock.forward(10)  # what decisions are made of is shown every few seconds
+    dispatcher.step()
+    assert running(store) == ["ends-1", "stays-1"]  # it might be placed on a, which the large one needs
+    seen = queue.outlook()
+    assert seen is not None
+    reason = explainer(store, seen, Policy()).reason("large")
+    assert reason is not None and reason.guaranteed
+    (ends,) = [job for job in store.running() if job.id == "ends"]
+    assert reason.starts == pytest.approx(ends.opened.timestamp() + 7200 + Policy().margin)
+    add_job("short", cpus=1, priority=-2, time_limit=600)
+    dispatcher.step()
+    assert running(store) == ["ends-1", "short-1", "stays-1"]
+
+
 def test_a_rank_larger_than_any_machine_waits_for_a_larger_one_and_stops_nobody(
     dispatcher: At, service: Service, queue: Queue, add_job: AddJob, cluster: Cluster
 ):

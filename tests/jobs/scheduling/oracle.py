@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,7 +26,12 @@ def whole(nodes: Sequence[Node]) -> list[Node]:
 
 def packs(job: Waiting, nodes: Sequence[Node]) -> bool:
     """Whether the machines hold all of its ranks, each rank on one machine."""
-    return sum(max(n for n in range(job.ranks + 1) if _holds(node, job, n)) for node in nodes) >= job.ranks
+    return sum(most(job, node) for node in nodes) >= job.ranks
+
+
+def most(job: Waiting, node: Node) -> int:
+    """How many of its ranks the machine holds."""
+    return max((n for n in range(job.ranks + 1) if _holds(node, job, n)), default=0)
 
 
 def _holds(node: Node, job: Waiting, ranks: int) -> bool:
@@ -94,19 +100,57 @@ class Spec:
         )
 
 
-def latest_fit(
-    job: Waiting, running: Sequence[Running], cpus: float, gpus: float, policy: Policy, now: float
-) -> float | None:
-    """When the job fits at the latest if every attempt uses all of its time; none if no limit says so."""
-    ends = {now}
-    for other in running:
-        if (end := _ends(other, policy, now)) is not None:
-            ends.add(end)
-    for moment in sorted(ends):
-        gone = [o for o in running if (end := _ends(o, policy, now)) is not None and end <= moment]
-        if fits(job, cpus + sum(o.cpus for o in gone), gpus + sum(o.gpus for o in gone)):
-            return moment
-    return None
+Free = dict[str, tuple[float, float]]  # of each machine, by name: CPUs and GPUs
+
+
+def free(cluster: Cluster) -> Free:
+    return {node.name: (node.cpus, node.gpus) for node in cluster.nodes}
+
+
+def less(room: Free, takes: Free, sign: int = -1) -> Free:
+    return {
+        name: (cpus + sign * takes.get(name, (0, 0))[0], gpus + sign * takes.get(name, (0, 0))[1])
+        for name, (cpus, gpus) in room.items()
+    }
+
+
+def held(job: Running) -> Free:
+    """What a running job has of its machines."""
+    return {
+        name: (ranks * job.cpus / job.ranks, ranks * job.gpus / job.ranks) for name, ranks in job.on or ()
+    }
+
+
+def worst(job: Waiting, cluster: Cluster) -> Free:
+    """What each machine has to give if a job that starts has as many ranks there as there is room for now."""
+    ranks = {node.name: most(job, node) for node in cluster.nodes}
+    return {name: (n * job.cpus / job.ranks, n * job.gpus / job.ranks) for name, n in ranks.items()}
+
+
+def latest_fit(spec: Spec, reserved: Waiting, started: Sequence[Waiting]) -> tuple[float | None, Free]:
+    """When it fits at the latest if every attempt uses all of its time, and the ranks of those that start are
+    wherever they could be; and what is free then. No moment if no limit says so: what is free now."""
+    ends = {job.id: _ends(job, spec.policy, spec.now) for job in spec.running}
+    ends |= {job.id: _ends(as_running(job, spec.now), spec.policy, spec.now) for job in started}
+    for moment in sorted({spec.now, *(end for end in ends.values() if end is not None)}):
+        room = free(spec.cluster)
+        for other in spec.running:
+            if (end := ends[other.id]) is not None and end <= moment:
+                room = less(room, held(other), +1)
+        for job in started:
+            if (end := ends[job.id]) is None or end > moment:
+                room = less(room, worst(job, spec.cluster))
+        if packs(reserved, nodes(room)):
+            return moment, room
+    room = free(spec.cluster)
+    for job in started:
+        room = less(room, worst(job, spec.cluster))
+    return None, room
+
+
+def nodes(room: Free) -> list[Node]:
+    """Of a machine on which ranks may be in several ways there may be less than nothing left."""
+    return [Node(max(0, cpus), max(0, gpus)) for cpus, gpus in room.values()]
 
 
 def _ends(other: Running, policy: Policy, now: float) -> float | None:
@@ -123,8 +167,6 @@ def check(seen: Pass) -> None:
     _check_room(started, cluster)
     _check_quotas(spec, started)
     left = [job for job in spec.waiting if job.id not in {s.id for s in started}]
-    cpus = cluster.free_cpus - sum(job.cpus for job in started)
-    gpus = cluster.free_gpus - sum(job.gpus for job in started)
     asked = {job.id: job for job in spec.waiting}
     least = [asked[job.id] for job in started]  # as if none of them had more ranks than it needs
     reserved = next((job for job in left if decisions.reserved and job.id == decisions.reserved.job), None)
@@ -133,10 +175,8 @@ def check(seen: Pass) -> None:
         assert job.ready(now), f"{job.id} was started and may not"
         if not spec.overdue(job):
             _check_inversion(spec, asked[job.id], left, least[:i], reserved, cluster)
-    _check_nobody_is_forgotten(spec, left, started, reserved, cluster, cpus, gpus)
-    _check_reservation(
-        spec, started, reserved, decisions.reserved.at if decisions.reserved else None, cluster
-    )
+    _check_nobody_is_forgotten(spec, left, started, reserved, cluster)
+    _check_reservation(spec, started, reserved, decisions.reserved.at if decisions.reserved else None)
     _check_preemption(spec, seen)
     _check_elastic(spec, seen, left, reserved)
 
@@ -172,7 +212,7 @@ def _check_inversion(
             continue
         # It would have fitted in its place; then it must be one that makes the reserved job wait.
         assert reserved is not None and other.id != reserved.id, f"{job.id} went before {other.id}"
-        assert _delays(spec, other, reserved, before, cluster), (
+        assert _delays(spec, other, reserved, before), (
             f"{job.id} went before {other.id}, which would not have delayed {reserved.id}"
         )
 
@@ -185,24 +225,22 @@ def _owner_waits(spec: Spec, other: Waiting, left: list[Waiting], started: list[
     )
 
 
-def _delays(
-    spec: Spec, job: Waiting, reserved: Waiting, started: Sequence[Waiting], cluster: Cluster
-) -> bool:
+def _delays(spec: Spec, job: Waiting, reserved: Waiting, started: Sequence[Waiting]) -> bool:
     """Whether `reserved` fits later, or may, if `job` starts now."""
-    running = [*spec.running, *(as_running(s, spec.now) for s in started)]
-    cpus = cluster.free_cpus - sum(s.cpus for s in started)
-    gpus = cluster.free_gpus - sum(s.gpus for s in started)
-    without = latest_fit(reserved, running, cpus, gpus, spec.policy, spec.now)
-    if fits(reserved, cpus, gpus):
-        return True  # there is room in sum, in pieces on several machines: anything may take a piece away
-    rest = (cpus - job.cpus, gpus - job.gpus)
-    if without is None:
-        # It may fit at any moment: what it needs of each kind must be free without this one's.
-        return (job.cpus > 0 and reserved.cpus > rest[0] + 1e-6) or (
-            job.gpus > 0 and reserved.gpus > rest[1] + 1e-6
-        )
-    with_it = latest_fit(reserved, [*running, as_running(job, spec.now)], *rest, spec.policy, spec.now)
-    return with_it is None or with_it > without + 1e-6
+    without, room = latest_fit(spec, reserved, started)
+    if without is not None:
+        with_it, _ = latest_fit(spec, reserved, [*started, replace(job, id="it")])
+        return with_it is None or with_it > without + 1e-6
+    # It may fit at any moment: of what this one uses, each machine must have left what that needs at most.
+    each = reserved.cpus / reserved.ranks, reserved.gpus / reserved.ranks
+    takes = worst(job, spec.cluster)
+    for node, empty in zip(spec.cluster.nodes, whole(spec.cluster.nodes), strict=True):
+        could = most(reserved, empty)
+        for kind in (0, 1):
+            taken = takes[node.name][kind]
+            if could and taken > 0 and room[node.name][kind] - taken < could * each[kind] - 1e-6:
+                return True
+    return False
 
 
 def _check_nobody_is_forgotten(
@@ -211,21 +249,20 @@ def _check_nobody_is_forgotten(
     started: list[Waiting],
     reserved: Waiting | None,
     cluster: Cluster,
-    cpus: float,
-    gpus: float,
 ) -> None:
     """Room stays free only if nobody can use it: then a job waits that does not fit, or is over its quota."""
     if reserved is None:
         blocked = {job.owner for job in left if spec.over_quota(job, started)}
         assert {job.owner for job in left} <= blocked, "a job that fits was not started"
     else:
-        assert not fits(reserved, cpus, gpus) or len(cluster.nodes) > 1, (
-            f"{reserved.id} fits and was not started"
-        )
+        pool = Pool(cluster)
+        for job in started:
+            pool.take(job.shape)
+        assert not pool.fits(reserved.shape), f"{reserved.id} fits and was not started"
 
 
 def _check_reservation(
-    spec: Spec, started: list[Waiting], reserved: Waiting | None, at: float | None, cluster: Cluster
+    spec: Spec, started: list[Waiting], reserved: Waiting | None, at: float | None
 ) -> None:
     """What started from behind the reserved job does not make it wait."""
     if reserved is None:
@@ -233,13 +270,31 @@ def _check_reservation(
     for i, job in enumerate(started):
         behind = spec.level(job) < reserved.priority and not spec.overdue(job)
         if behind:
-            assert not _delays(spec, job, reserved, started[:i], cluster), f"{job.id} delays {reserved.id}"
-    everyone = [*spec.running, *(as_running(s, spec.now) for s in started)]
-    cpus = cluster.free_cpus - sum(s.cpus for s in started)
-    gpus = cluster.free_gpus - sum(s.gpus for s in started)
-    fit = latest_fit(reserved, everyone, cpus, gpus, spec.policy, spec.now)
-    if at is not None and len(cluster.nodes) == 1:
+            assert not _delays(spec, job, reserved, started[:i]), f"{job.id} delays {reserved.id}"
+            _check_whatever_ends(spec, job, reserved, started[:i], at)
+    fit, _ = latest_fit(spec, reserved, started)
+    if at is not None:
         assert fit is not None and fit <= at + 1e-6, f"{reserved.id} was promised {at}, and fits at {fit}"
+
+
+def _check_whatever_ends(
+    spec: Spec, job: Waiting, reserved: Waiting, before: Sequence[Waiting], at: float | None
+) -> None:
+    """If no limit says when, any of those that run may end at any time: what fits then, fits beside it."""
+    if at is not None:
+        return
+    room = free(spec.cluster)
+    for other in before:
+        room = less(room, worst(other, spec.cluster))
+    some = spec.running[:6]
+    for ended in itertools.chain.from_iterable(itertools.combinations(some, n) for n in range(len(some) + 1)):
+        then = room
+        for other in ended:
+            then = less(then, held(other), +1)
+        if packs(reserved, nodes(then)):
+            assert packs(reserved, nodes(less(then, worst(job, spec.cluster)))), (
+                f"{reserved.id} would fit without {job.id} once {[o.id for o in ended]} have ended"
+            )
 
 
 def _check_preemption(spec: Spec, seen: Pass) -> None:
@@ -259,10 +314,17 @@ def _check_preemption(spec: Spec, seen: Pass) -> None:
         leaving = [job for job in spec.running if job.yielding is not None or job.ending]
         taken = list(seen.decisions.start)
 
+        pool = Pool(seen.cluster)
+        for job in taken:
+            pool.take(job.shape)
+        names = [node.name for node in seen.cluster.nodes]
+        after = {name: (cpus, gpus) for name, (cpus, gpus) in zip(names, pool.nodes, strict=True)}
+
         def room(ending: list[Running]) -> bool:
-            cpus = seen.cluster.free_cpus + sum(j.cpus for j in ending) - sum(j.cpus for j in taken)
-            gpus = seen.cluster.free_gpus + sum(j.gpus for j in ending) - sum(j.gpus for j in taken)
-            return fits(by, cpus, gpus)
+            then = after
+            for job in ending:
+                then = less(then, held(job), +1)
+            return packs(by, nodes(then))
 
         assert room([*leaving, *victims])
         for victim in victims:
@@ -329,7 +391,7 @@ def reference(seen: Pass) -> tuple[list[tuple[str, int]], str | None]:
         out.add(job.id)
         if not pool.fits(job.shape):
             reserved = reserved or job
-        elif reserved is None or not _delays(spec, job, reserved, started, seen.cluster):
+        elif reserved is None or not _delays(spec, job, reserved, started):
             first = min((j for j in spec.waiting if j.group == job.group), key=lambda j: j.sequence)
             earlier = [j for j in spec.waiting if j.group == job.group and j.sequence < job.sequence]
             if job is first or all(j in started for j in earlier):
@@ -343,23 +405,27 @@ def _widen(
 ) -> None:
     """Give those that start what is left, a rank each in turns, as if each rank were a job of its own."""
     growing = [i for i, job in enumerate(started) if job.ranks < (job.max_ranks or 0)]
+    apart = list(started)  # each further rank counts by itself, wherever it goes
     while growing:
         full = []
         for i in growing:
             job = started[i]
-            more = replace(job, ranks=1, cpus=job.cpus / job.ranks, gpus=job.gpus / job.ranks)
+            more = replace(
+                job, id=f"{job.id}+{job.ranks}", ranks=1, cpus=job.cpus / job.ranks, gpus=job.gpus / job.ranks
+            )
             share = spec.policy.share(job.owner)
             mine = [other for other in [*spec.running, *started] if other.owner == job.owner]
             if (
                 not pool.fits(more.shape)
                 or (share.cpus is not None and sum(o.cpus for o in mine) + more.cpus > share.cpus + 1e-6)
                 or (share.gpus is not None and sum(o.gpus for o in mine) + more.gpus > share.gpus + 1e-6)
-                or (reserved is not None and _delays(spec, more, reserved, started, cluster))
+                or (reserved is not None and _delays(spec, more, reserved, apart))
                 or not _one_by_one([*started[:i], job.with_ranks(job.ranks + 1), *started[i + 1 :]], cluster)
             ):
                 full.append(i)
                 continue
             pool.take(more.shape)
+            apart.append(more)
             started[i] = replace(
                 job, ranks=job.ranks + 1, cpus=job.cpus + more.cpus, gpus=job.gpus + more.gpus
             )

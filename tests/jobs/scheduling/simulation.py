@@ -6,7 +6,7 @@ import heapq
 import itertools
 import random
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from jobs.scheduling import (
@@ -25,6 +25,7 @@ from jobs.scheduling import (
     first_of_groups,
 )
 
+Places = list[tuple[int, int]]  # machine, and ranks on it
 CHECKPOINT = 20.0  # seconds of work between two checkpoints: what a failure loses at most
 
 
@@ -75,7 +76,7 @@ class Pass:
 @dataclass
 class _Attempt:
     view: Running
-    placed: list[tuple[int, int]]  # machine, ranks
+    placed: Places
     ends: float
     serial: int
     succeeds: bool
@@ -122,15 +123,22 @@ class Simulation:
             assert self.passes < 20_000, "it does not come to an end"
 
     def cluster(self) -> Cluster:
-        up = [i for i in range(len(self.mix.machines)) if i not in self._down]
+        up = self._up()
         free = [self._free[i] for i in up]
         return Cluster(
             sum(self.mix.machines[i].cpus for i in up),
             sum(self.mix.machines[i].gpus for i in up),
             sum(cpus for cpus, _ in free),
             sum(gpus for _, gpus in free),
-            tuple(Node(*self._free[i], self.mix.machines[i].cpus, self.mix.machines[i].gpus) for i in up),
+            tuple(
+                Node(*self._free[i], self.mix.machines[i].cpus, self.mix.machines[i].gpus, _name(i))
+                for i in up
+            ),
         )
+
+    def _node(self, machine: int) -> Node:
+        whole = self.mix.machines[machine]
+        return Node(*self._free[machine], whole.cpus, whole.gpus, _name(machine))
 
     def _decide(self) -> None:
         self.passes += 1
@@ -144,8 +152,8 @@ class Simulation:
             self._yield(self.running[each.victim])
         if self._patience.over(decisions.grow, running, policy, self.now) and decisions.grow:
             self._yield(self.running[decisions.grow.job], for_itself=True)
-        for job in decisions.start:
-            self._start(self.jobs[job.id], job)
+        for place, job in enumerate(decisions.start):
+            self._start(self.jobs[job.id], job, decisions.start[place + 1 :])
         if decisions.grow:
             self._at(self.now + policy.growing.patience, lambda: None)
 
@@ -169,25 +177,46 @@ class Simulation:
             self._at(view.not_before, lambda: None)
         self._ready_since[view.id] = max(self.now, view.not_before or 0.0)
 
-    def _start(self, job: Job, view: Waiting) -> None:
+    def _place(self, view: Waiting, then: Sequence[Waiting]) -> Places:
+        """Ranks by machine, at random: who is served must not count on where. Others that start still fit."""
+        free = [[*node] for node in self._free]
+        ranks = [0] * len(free)
+        for _ in range(view.ranks):
+            open_to_it = [i for i in self._up() if _hosts(free[i], view)]
+            if not open_to_it:
+                break
+            _take(free, view, [(machine := self._random.choice(open_to_it), 1)])
+            ranks[machine] += 1
+        if sum(ranks) == view.ranks and self._packed(then, free) is not None:
+            return [(machine, n) for machine, n in enumerate(ranks) if n]
+        packed = self._packed([view], [[*node] for node in self._free])
+        assert packed is not None, f"{view.id} found no room for all of its {view.ranks} ranks"
+        return packed[0]
+
+    def _packed(self, gangs: Sequence[Waiting], free: list[list[float]]) -> list[Places] | None:
+        """Where they go, one after another, each to the machines that hold most of it; none if one does not
+        fit."""
+        found = []
+        for gang in gangs:
+            places: Places = []
+            left = gang.ranks
+            for machine in sorted(self._up(), key=lambda i: -min(_hosts(free[i], gang), gang.ranks)):
+                if ranks := min(left, _hosts(free[machine], gang)):
+                    places.append((machine, ranks))
+                    left -= ranks
+            if left:
+                return None
+            _take(free, gang, places)
+            found.append(places)
+        return found
+
+    def _up(self) -> list[int]:
+        return [i for i in range(len(self.mix.machines)) if i not in self._down]
+
+    def _start(self, job: Job, view: Waiting, then: Sequence[Waiting]) -> None:
         self.backlog.discard(view.id)
-        placed, left = [], view.ranks
-        cpus, gpus = view.cpus / view.ranks, view.gpus / view.ranks
-
-        def hosts(machine: int) -> int:
-            free = self._free[machine]
-            fit = int((free[0] + 1e-6) / cpus)
-            return min(fit, int((free[1] + 1e-6) / gpus)) if gpus else fit
-
-        up = [i for i in range(len(self._free)) if i not in self._down]
-        for machine in sorted(up, key=lambda i: -min(hosts(i), view.ranks)):
-            ranks = min(left, hosts(machine))
-            if ranks:
-                placed.append((machine, ranks))
-                self._free[machine][0] -= ranks * cpus
-                self._free[machine][1] -= ranks * gpus
-                left -= ranks
-        assert left == 0, f"{view.id} found room for {view.ranks - left} of {view.ranks} ranks"
+        placed = self._place(view, then)
+        _take(self._free, view, placed)
         ready = self._ready_since.pop(view.id)
         ahead = sum(
             group == view.group and sequence < view.sequence and when >= ready
@@ -216,6 +245,7 @@ class Simulation:
             limit=view.limit,
             displaced=job.displaced,
             max_ranks=view.max_ranks,
+            on=tuple((_name(machine), ranks) for machine, ranks in placed),
         )
         serial = next(self._serial)
         ends = started + (left_to_do if succeeds or fails is None else fails)
@@ -284,3 +314,19 @@ class Simulation:
         self.accounts.spend(Spent(view.owner, view.priority, 0, view.cpus, view.gpus, view.opened, self.now))
         total = sum(node.gpus if view.gpus else node.cpus for node in self.mix.machines)
         self.spent[view.owner] += (view.gpus or view.cpus) / total * (self.now - view.opened)
+
+
+def _name(machine: int) -> str:
+    return f"machine-{machine}"
+
+
+def _hosts(free: list[float], view: Waiting) -> int:
+    """How many of its ranks a machine has room for."""
+    fit = int((free[0] + 1e-6) / (view.cpus / view.ranks))
+    return min(fit, int((free[1] + 1e-6) / (view.gpus / view.ranks))) if view.gpus else fit
+
+
+def _take(free: list[list[float]], view: Waiting, places: Places) -> None:
+    for machine, ranks in places:
+        free[machine][0] -= ranks * view.cpus / view.ranks
+        free[machine][1] -= ranks * view.gpus / view.ranks

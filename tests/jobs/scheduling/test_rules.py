@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -159,9 +160,58 @@ def test_without_a_known_end_only_what_the_first_does_not_need_is_given_away():
     assert len(started(*jobs, running=running, cluster=free)) == 10  # two CPUs are kept for it
 
 
+def two(a: float, b: float) -> Cluster:
+    """Two machines of four CPUs each, with so many of them free."""
+    return Cluster(8, 0, a + b, 0, (Node(a, 0, 4, 0, "a"), Node(b, 0, 4, 0, "b")))
+
+
+def test_on_several_machines_nothing_starts_where_the_first_will_find_its_room():
+    policy = Policy(margin=10)
+    large = waits("large", cpus=4, sequence=1)
+    ends, stays = runs("ends", cpus=3, limit=100, on=(("a", 1),)), runs("stays", cpus=3, on=(("b", 1),))
+    rest = {"running": (ends, stays), "cluster": two(1, 1), "policy": policy}
+
+    def fits_at(cluster: Cluster, *more: Running) -> float | None:
+        reserved = decide([large], (ends, stays, *more), cluster, History(), policy, 0).reserved
+        assert reserved is not None and reserved.job == "large"
+        return reserved.at
+
+    assert fits_at(two(1, 1)) == 110
+    # In sum there would be enough for both; but Ray may place it where the first will be.
+    assert started(large, waits("x"), **rest) == []
+    assert started(large, waits("short", limit=100), **rest) == ["short"]
+    # Now it can only be placed where the first will never be.
+    full = replace(ends, cpus=4)
+    assert started(large, waits("x"), **{**rest, "running": (full, stays), "cluster": two(0, 1)}) == ["x"]
+
+    # Of one that starts nobody knows yet where it is: it may be where the first would have been.
+    def starting(new: Running) -> float | None:
+        return fits_at(replace(two(1, 1), free_cpus=1, promised=(new,)), new)
+
+    assert starting(runs("new")) is None
+    assert starting(runs("new", opened=20.0, limit=100)) == 130
+    assert starting(runs("new", on=(("b", 1),))) == 110  # Ray has said so, and counts it in a moment
+
+
+def test_room_in_pieces_is_kept_together_only_on_machines_that_could_hold_the_first():
+    halves = runs("r", cpus=2, on=(("a", 1),)), runs("s", cpus=2, on=(("b", 1),))
+    large = waits("large", cpus=4, sequence=1)
+    assert started(large, waits("x"), running=halves, cluster=two(2, 2)) == []
+    # A machine that is too small for it is in use all the same, ...
+    small = Node(2, 0, 2, 0, "small")
+    three = Cluster(10, 0, 2, 0, (Node(0, 0, 4, 0, "a"), Node(0, 0, 4, 0, "b"), small))
+    assert started(large, waits("x"), running=halves, cluster=three) == ["x"]
+    # ... and so is what the first would not need of its own if it had all the GPUs there.
+    gpus = Cluster(16, 2, 12, 1, (Node(6, 0, 8, 1, "a"), Node(6, 1, 8, 1, "b")))
+    first = Waiting("gpus", "ada", 0, 2, 4, 2, 1, 0)
+    jobs = [first, *(waits(f"x{n:02}", sequence=10 + n) for n in range(12))]
+    holds = (Running("g", "ada", 0, 1, 2, 1, opened=0, on=(("a", 1),)),)
+    assert len(started(*jobs, running=holds, cluster=gpus)) == 4  # wherever they are, it finds its two CPUs
+
+
 def test_a_rank_that_no_machine_could_hold_is_in_nobodys_way():
-    two = Node(4, 0, 4, 0), Node(4, 0, 4, 0)
-    idle, others = Cluster(8, 0, 8, 0, two), [waits("x", owner="bob"), waits("y", owner="bob")]
+    both = Node(4, 0, 4, 0), Node(4, 0, 4, 0)
+    idle, others = Cluster(8, 0, 8, 0, both), [waits("x", owner="bob"), waits("y", owner="bob")]
     large = waits("large", cpus=6, priority=200, since=-DAY)
     assert started(large, *others, cluster=idle) == ["x", "y"]
     reason = Explainer([large], [], idle, History(), Policy(), 0).reason("large")
@@ -171,7 +221,7 @@ def test_a_rank_that_no_machine_could_hold_is_in_nobodys_way():
     running = (runs("r", cpus=4), runs("s", cpus=4))
     assert decide([large], running, busy, History(), Policy(), 1000).preempt == ()  # in vain
     three = Waiting("three", "ada", 0, 3, 9, 0, 1, 0)
-    assert too_large(three.shape, Cluster(9, 0, 9, 0, (*two, Node(1, 0, 1, 0)))) == (
+    assert too_large(three.shape, Cluster(9, 0, 9, 0, (*both, Node(1, 0, 1, 0)))) == (
         "needs machines for 3 ranks of 3 CPUs, the cluster has them for 2"
     )
     mixed = Cluster(72, 1, 72, 1, (Node(8, 1, 8, 1), Node(64, 0, 64, 0)))
@@ -215,6 +265,17 @@ def test_the_lowest_and_then_the_youngest_make_way_and_no_more_than_needed():
     assert displaced(
         runs("small", cpus=1, started=30.0), runs("large", cpus=3), job=waits("high", priority=100, cpus=3)
     ) == ["large"]
+
+
+def test_who_makes_way_leaves_room_in_one_piece():
+    running = (
+        runs("keeps", priority=50, cpus=2, on=(("a", 1),)),
+        runs("old", cpus=2, started=1.0, on=(("b", 1),)),
+        runs("young", priority=-5, cpus=2, started=20.0, on=(("a", 1),)),
+    )
+    high = waits("high", priority=100, cpus=4)
+    decisions = decide([high], running, two(0, 2), History(), CLASSES, 100)
+    assert [each.victim for each in decisions.preempt] == ["old"]  # the lowest would leave it in pieces
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ class _Watch:
     def __init__(self, mix: Mix):
         self._mix = mix
         self._promised: dict[str, float] = {}  # by when a job must have started
-        self._displaced: dict[str, int] = {}
+        self._machines = 0
         self.preemptions = 0
         self.backfills = 0
         self.wide = 0  # starts with more ranks than needed
@@ -31,18 +31,15 @@ class _Watch:
         self.wide += sum(job.ranks > seen_as[job.id].ranks for job in seen.decisions.start)
         assert (seen.decisions.reserved and seen.decisions.reserved.job) == reserved
         self._check_promises(seen)
-        for each in seen.decisions.preempt:
-            self.preemptions += 1
-            self._displaced[each.victim] = self._displaced.get(each.victim, 0) + 1
-            assert self._displaced[each.victim] <= self._mix.policy.preemption.times
+        self.preemptions += len(seen.decisions.preempt)
 
     def _check_promises(self, seen: Pass) -> None:
-        """The moment by which a reserved job fits never moves back, unless others went first by right.
-
-        With several machines the sums that it is computed from may not do.
-        """
+        """The moment by which a reserved job fits never moves back, unless others went first by right, or
+        machines were lost."""
         now = seen.decisions.reserved
-        if now is None or len(self._mix.machines) > 1:
+        lost = len(seen.cluster.nodes) < self._machines
+        self._machines = len(seen.cluster.nodes)
+        if now is None or lost:
             self._promised.clear()
             return
         if now.job not in self._promised:
@@ -72,7 +69,7 @@ def _wait_limit(mix: Mix, priority: int, turns_before: int) -> float:
     """The bound of docs/scheduling.md: what a job waits at most, given who went before it in its group."""
     top = max(job.first.priority for job in mix.jobs)
     groups = len({job.first.group for job in mix.jobs})
-    turn = mix.policy.overdue_after(priority, top) + (groups + 2) * 2 * _longest_hold(mix)
+    turn = mix.policy.overdue_after(priority, top) + (groups + 2) * _longest_hold(mix)
     return (2 * turns_before + 1) * turn + sum(ends - begins for begins, ends, _ in mix.outages)
 
 
@@ -85,6 +82,7 @@ def _run(mix: Mix, seed: int) -> _Watch:
         assert [job.first.id for job in mix.jobs if job.finished is None] == [], "they never ran"
         for job in mix.jobs:
             assert job.done <= job.work + 1e-6
+            assert job.displaced <= mix.policy.preemption.times
             for (ready, started), before in zip(job.waits, job.turns_before, strict=True):
                 limit = _wait_limit(mix, job.first.priority, before)
                 assert started - ready <= limit, (
