@@ -19,8 +19,8 @@ import socket
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -156,28 +156,33 @@ def names(*, timeout: float = 5.0) -> set[str]:
 
 
 def resources(*, timeout: float = 5.0) -> tuple[dict[str, float], dict[str, float]]:
-    """What the whole cluster has, and what of it is free, by Ray's names (CPU, GPU). Or ClusterError.
+    """What the whole cluster has, and what of it is free, by Ray's names (CPU, GPU). Or ClusterError."""
+    every = nodes(timeout=timeout).values()
+    return _sum(has for has, _ in every), _sum(left for _, left in every)
+
+
+def nodes(*, timeout: float = 5.0) -> dict[str, tuple[dict[str, float], dict[str, float]]]:
+    """What each node has, and what of it is free, by Ray's names. Raises ClusterError if Ray is silent.
 
     What dead attempts still hold is given back first, and free a moment later.
     """
 
-    def ask() -> tuple[dict[str, float], dict[str, float]]:
-        _give_back()
-        return ray.cluster_resources(), ray.available_resources()
-
-    return _within(timeout, "asking for resources", ask)
-
-
-def nodes(*, timeout: float = 5.0) -> dict[str, tuple[dict[str, float], dict[str, float]]]:
-    """What each node has, and what of it is free, by Ray's names. Raises ClusterError if Ray is silent."""
-
     def ask() -> dict[str, tuple[dict[str, float], dict[str, float]]]:
         from ray._private.state import available_resources_per_node, total_resources_per_node
 
+        _give_back()
         total, free = total_resources_per_node(), available_resources_per_node()
         return {node: (dict(has), dict(free.get(node, {}))) for node, has in total.items()}
 
     return _within(timeout, "asking for the resources of nodes", ask)
+
+
+def _sum(every: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = defaultdict(float)
+    for each in every:
+        for name, amount in each.items():
+            total[name] += amount
+    return dict(total)
 
 
 def placements(*, timeout: float = 5.0) -> dict[str, tuple[tuple[str, int], ...]]:
@@ -192,7 +197,7 @@ def placements(*, timeout: float = 5.0) -> dict[str, tuple[tuple[str, int], ...]
         groups = [each for each in _groups() if each.state == created and each.ray_namespace == NAMESPACE]
         if not groups:
             return {}
-        actors = {actor["ActorID"]: actor for actor in _actors()}
+        actors = {actor["ActorID"]: actor for actor in _actors("ALIVE")}
         in_process = {_process(actor["Address"]): actor for actor in actors.values()}
         placed = {}
         for group in groups:
@@ -306,11 +311,13 @@ def _alive() -> set[str]:
     return {actor["ActorID"] for actor in _actors()}
 
 
-def _actors() -> list[dict[str, Any]]:
+def _actors(state: str | None = None) -> list[dict[str, Any]]:
+    """All that are not dead, or those in that state: Ray remembers many dead ones."""
     # Ray's state API would need the dashboard to be up; this asks the head itself.
     from ray._private.state import actors
 
-    return [actor for actor in actors().values() if actor["State"] != "DEAD"]
+    found = actors(actor_state_name=state).values()
+    return [actor for actor in found if actor["State"] != "DEAD"]
 
 
 def _give_back() -> None:

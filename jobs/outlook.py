@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from jobs.scheduling import (
     Accounts,
@@ -20,6 +20,7 @@ from jobs.scheduling import (
     History,
     Node,
     Policy,
+    Reservation,
     Running,
     Spent,
     Used,
@@ -28,6 +29,8 @@ from jobs.scheduling import (
 )
 from jobs.store import AttemptState, Ended, EventKind, Queued, Store
 from jobs.store import Running as Active
+
+Made = TypeVar("Made", Cluster, Node, Reservation, Running)
 
 _PAGE = 1000  # events, or ended attempts, read at once
 _MEMORY = 10  # half-lives after which what was used counts no more
@@ -256,12 +259,20 @@ def ends_at(job: Active, progress: Mapping[str, Any] | None) -> float | None:
 
 
 def shown(
-    cluster: Cluster, running: Iterable[Running], history: History, typical: Mapping[str, float]
+    cluster: Cluster,
+    placed: Mapping[str, tuple[tuple[str, int], ...]],
+    promised: Reservation | None,
+    history: History,
+    typical: Mapping[str, float],
 ) -> dict[str, Any]:
-    """What the dispatcher lets others see, as plain values: with it, `explainer` comes to its conclusions."""
+    """What the dispatcher lets others see, as plain values: with it, `explainer` comes to its conclusions.
+
+    `placed` is where the ranks of attempts are, by attempt.
+    """
     return {
         "cluster": asdict(cluster),
-        "on": {job.id: job.on for job in running if job.on is not None},
+        "placed": dict(placed),
+        "promised": None if promised is None else asdict(promised),
         "used": {owner: asdict(used) for owner, used in history.used.items()},
         "turns": [[owner, priority, at] for (owner, priority), at in history.turns.items()],
         "typical": dict(typical),
@@ -279,14 +290,13 @@ def explainer(
 ) -> Explainer:
     """Why jobs wait, from what a dispatcher has `shown` and from the store, unless that was read already."""
     told = seen["cluster"]
-    cluster = Cluster(
-        **{
-            **told,
-            "nodes": tuple(Node(**node) for node in told.get("nodes", ())),
-            "promised": tuple(Running(**job) for job in told.get("promised", ())),
-        }
+    cluster = replace(
+        _made(Cluster, told),
+        nodes=tuple(_made(Node, node) for node in told.get("nodes", ())),
+        promised=tuple(_made(Running, job) for job in told.get("promised", ())),
     )
-    on = seen.get("on", {})
+    placed = seen.get("placed", {})
+    promised = seen.get("promised")
     history = History(
         used={owner: Used(**used) for owner, used in seen["used"].items()},
         turns={(owner, priority): at for owner, priority, at in seen["turns"]},
@@ -295,9 +305,16 @@ def explainer(
     waiting = store.queued() if waiting is None else waiting
     return Explainer(
         [waiting_of(job, seen.get("typical")) for job in waiting],
-        [running_of(job, (progress or {}).get(job.id), on=on.get(job.id)) for job in running],
+        [running_of(job, (progress or {}).get(job.id), on=placed.get(job.actor)) for job in running],
         cluster,
         history,
         policy,
         store.clock().timestamp(),
+        None if promised is None else _made(Reservation, promised),
     )
+
+
+def _made(kind: type[Made], told: Mapping[str, Any]) -> Made:
+    """A value as a dispatcher has shown it. One of a later version may show more of it."""
+    known = {field.name for field in fields(kind)}
+    return kind(**{name: value for name, value in told.items() if name in known})

@@ -42,25 +42,25 @@ class RayLauncher:
     def capacity(self) -> Capacity:
         """What the cluster has and what is free; an auto-scaled one counts as what it can grow to."""
         self.connect()
-        total, free = launching.resources()
-        cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+        nodes = launching.nodes()
+        machines = tuple(
+            Node(left.get("CPU", 0.0), left.get("GPU", 0.0), has.get("CPU", 0.0), has.get("GPU", 0.0), name)
+            for name, (has, left) in nodes.items()
+        )
+        cpus, gpus = (
+            sum(node.total_cpus or 0 for node in machines),
+            sum(node.total_gpus or 0 for node in machines),
+        )
         all_cpus = max(cpus, self._settings.max_cpus or 0.0)
         all_gpus = max(gpus, self._settings.max_gpus or 0.0)
         grows = all_cpus > cpus or all_gpus > gpus  # then a rank may find room on a machine that is to come
-        nodes = {} if grows else launching.nodes()
-        several = len(nodes) > 1
+        several = len(machines) > 1 and not grows
         return Capacity(
             all_cpus,
             all_gpus,
-            free.get("CPU", 0.0) + all_cpus - cpus,
-            free.get("GPU", 0.0) + all_gpus - gpus,
-            tuple(
-                Node(
-                    left.get("CPU", 0.0), left.get("GPU", 0.0), has.get("CPU", 0.0), has.get("GPU", 0.0), name
-                )
-                for name, (has, left) in nodes.items()
-                if several
-            ),
+            sum(node.cpus for node in machines) + all_cpus - cpus,
+            sum(node.gpus for node in machines) + all_gpus - gpus,
+            machines if several else (),
             launching.placements() if several else {},
         )
 

@@ -12,6 +12,7 @@ from jobs.failures import Failures
 from jobs.scheduling import Node
 
 State = Literal["alive", "dead", "unknown"]
+Places = tuple[tuple[str, int], ...]  # machines, and how many ranks are on each
 
 
 def who() -> str:
@@ -28,8 +29,7 @@ class Capacity:
     free_cpus: float
     free_gpus: float
     nodes: tuple[Node, ...] = ()  # the machines; none if only the sums are known
-    # Of the attempts whose ranks are placed, by name: the machines, and how many ranks are on each.
-    placed: Mapping[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)
+    placed: Mapping[str, Places] = field(default_factory=dict)  # of the attempts whose ranks are, by name
 
 
 @dataclass(frozen=True)

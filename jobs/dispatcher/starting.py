@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jobs import attempt as attempts
 from jobs.dispatcher import claims
-from jobs.dispatcher.parts import Capacity, Launcher, Timings, who
+from jobs.dispatcher.parts import Capacity, Launcher, Places, Timings, who
 from jobs.failures import Failures
 from jobs.logs import about
 from jobs.outlook import Outlook, running_of, shown
@@ -22,11 +22,13 @@ from jobs.scheduling import (
     Growth,
     Patience,
     Policy,
+    Promises,
     Waiting,
     decide,
     read_policy,
     too_large,
 )
+from jobs.scheduling import Running as Placed
 from jobs.scheduling.values import SLACK
 from jobs.settings import Settings
 from jobs.store import Attempt, AttemptState, Cause, Running, StaleAttempt, Store, StoreError
@@ -36,6 +38,7 @@ logger = logging.getLogger("textvae.dispatcher")
 
 _TOGETHER = 16  # attempts opened in one transaction
 _SETTLING = 10.0  # seconds after an attempt in which the cluster may still count its ranks
+_LAGGING = 2.0  # seconds after an attempt in which nobody is displaced for the room that it has left
 _SHOWN_EVERY = 2.0  # seconds between two publications of what decisions are made of
 
 
@@ -66,6 +69,10 @@ class Starter:
         self._shown = 0.0  # when the outlook was published
         self._sums: tuple[object, float] | None = None  # of the cluster, as published last, and when
         self._patience = Patience()
+        self._promises = Promises()
+        self._placed: dict[str, Places] = {}  # where the ranks of active attempts were seen last, by attempt
+        self._seen: dict[str, Placed] = {}  # active attempts of the last pass
+        self._gone: dict[str, tuple[Placed, float]] = {}  # attempts that have ended just now, and when
         self._unfit: dict[str, str] = {}  # jobs larger than the cluster, and why: each is recorded once
 
     def step(self) -> list[Attempt]:
@@ -76,6 +83,9 @@ class Starter:
         if capacity.total_cpus <= 0:
             raise RuntimeError("the cluster has no CPUs yet")
         active = self._store.running()
+        # An attempt whose ranks have gone has its version still to make: its ranks will not be anywhere else.
+        self._placed |= capacity.placed
+        self._placed = {job.actor: self._placed[job.actor] for job in active if job.actor in self._placed}
         cluster = self._room(capacity, active)
         now = self._store.clock().timestamp()
         self._show(capacity, now)
@@ -88,11 +98,24 @@ class Starter:
         )
         if self._decided is not None and self._decided[0] == known and not self._due(now):
             return []
-        running = [running_of(job, on=capacity.placed.get(job.actor)) for job in active]
+        running = [self._running(job) for job in active]
+        self._part(active, now)
         history = self.outlook.history(running, cluster)
-        decisions = decide(self.outlook.backlog, running, cluster, history, self.outlook.policy, now)
+        decisions = decide(
+            self.outlook.backlog,
+            running,
+            cluster,
+            history,
+            self.outlook.policy,
+            now,
+            promised=self._promises.of(cluster),
+            gone=[job for job, _ in self._gone.values()],
+        )
+        self._promises.keep(decisions, cluster)
         if _apart(now, self._shown) >= _SHOWN_EVERY:
-            self._queue.publish_outlook(shown(cluster, running, history, self.outlook.typical()))
+            self._queue.publish_outlook(
+                shown(cluster, self._placed, decisions.reserved, history, self.outlook.typical())
+            )
             self._shown = now
         self._note_unfit(cluster)
         grow = decisions.grow
@@ -139,19 +162,33 @@ class Starter:
         )
         if not cluster.nodes:
             return cluster
-        # Promised, and still free on some machine: taken to be that of the attempts opened last, first of all
-        # those whose places nobody knows yet.
+        # Promised, and still free on some machine: what is starting, and nobody knows where. And as long as
+        # there is more of it, what has no ranks any more, or has been placed just now.
         cpus, gpus = capacity.free_cpus - cluster.free_cpus, capacity.free_gpus - cluster.free_gpus
         promised: list[Running] = []
         latest = active[::-1]
-        for job in sorted(latest, key=lambda job: job.actor in capacity.placed):
-            if cpus <= SLACK and gpus <= SLACK:
+        for job in sorted(latest, key=lambda job: (not self._nowhere(job), job.actor in capacity.placed)):
+            if not self._nowhere(job) and cpus <= SLACK and gpus <= SLACK:
                 break
             promised.insert(0, job)
             cpus, gpus = cpus - job.cpus, gpus - job.gpus
-        return replace(
-            cluster, promised=tuple(running_of(job, on=capacity.placed.get(job.actor)) for job in promised)
-        )
+        return replace(cluster, promised=tuple(self._running(job) for job in promised))
+
+    def _nowhere(self, job: Running) -> bool:
+        """Whether it is starting, and nobody knows where."""
+        return job.state is AttemptState.STARTING and job.actor not in self._placed
+
+    def _running(self, job: Running) -> Placed:
+        return running_of(job, on=self._placed.get(job.actor))
+
+    def _part(self, active: Sequence[Running], now: float) -> None:
+        """Remember for a moment who has ended: the cluster may still count them."""
+        here = {job.actor: self._running(job) for job in active}
+        left = {
+            actor: (replace(job, ending=True), now) for actor, job in self._seen.items() if actor not in here
+        }
+        kept = {actor: gone for actor, gone in self._gone.items() if _apart(now, gone[1]) < _LAGGING}
+        self._gone, self._seen = kept | left, here
 
     def _held_by_others(self, capacity: Capacity, active: Sequence[Running]) -> tuple[float, float]:
         """The CPUs and GPUs that somebody else uses of the cluster.

@@ -9,6 +9,7 @@ from jobs.scheduling.explaining import Explainer
 from jobs.scheduling.growing import Patience
 from jobs.scheduling.order import Line, first_of_groups
 from jobs.scheduling.policy import Growing, Policy, Preempting, Share, parse_policy, read_policy
+from jobs.scheduling.reserving import Promises
 from jobs.scheduling.room import too_large
 from jobs.scheduling.values import (
     Blocked,
@@ -44,6 +45,7 @@ __all__ = [
     "Policy",
     "Preempting",
     "Preemption",
+    "Promises",
     "Reason",
     "Reservation",
     "Running",

@@ -29,12 +29,19 @@ def decide(
     history: History,
     policy: Policy,
     now: float,
+    *,
+    promised: Reservation | None = None,
+    gone: Sequence[Running] = (),
 ) -> Decisions:
     """What to do at the moment `now`. Nothing is changed; the same arguments give the same answer.
 
     Jobs are looked at in order (`Line`) and start while they fit. Room is kept for the first that does not
-    fit; those behind it start only if it need not wait longer for that. What is left then goes to those of
-    them that may have more ranks than they need, and if nobody is left waiting, to those that run.
+    fit, and running jobs make way for it. If none does, those behind it start if it need not wait longer for
+    that. What is left then goes to those of them that may have more ranks than they need, and if nobody is
+    left waiting, to those that run.
+
+    `promised` is what the last decision told the first job that did not fit. The jobs of `gone` have ended a
+    moment ago, and the cluster may still count them.
     """
     backlog = waiting if isinstance(waiting, Backlog) else Backlog(waiting)
     pool = Pool(cluster)
@@ -42,7 +49,8 @@ def decide(
     start: list[Waiting] = []
     first: Waiting | None = None
     reserved: Reserved | None = None
-    while (job := line.next()) is not None:
+    preempt: tuple[Preemption, ...] = ()
+    while not preempt and (job := line.next()) is not None:
         shape = job.shape
         if line.over_quota(job.owner, shape):
             # Its owner's later jobs wait behind it, or small ones would keep it out for ever.
@@ -52,7 +60,9 @@ def decide(
             if reserved is None:
                 first = job
                 starting = [_as_running(s, now) for s in start]
-                reserved = Reserved(shape, running, starting, cluster, pool, now, policy)
+                told = None if start else _still(promised, job, now)
+                reserved = Reserved(shape, running, starting, cluster, pool, now, policy, told)
+                preempt = make_room(job, [*running, *gone], pool, reserved.at, policy, now)
         elif reserved is not None and not reserved.allows(shape, now):
             line.fail(shape)
         else:
@@ -63,9 +73,6 @@ def decide(
             line.started(job)
         if reserved is not None and pool.cpus <= SLACK:
             break  # every job needs some of a CPU
-    preempt: tuple[Preemption, ...] = ()
-    if first is not None and reserved is not None:
-        preempt = make_room(first, running, pool, reserved.at, policy, now)
     if not preempt:  # what is free now counts among the room that is being made
         start = widen(start, cluster, pool, reserved, line.held, policy, now)
     if first is not None and reserved is not None:
@@ -110,6 +117,13 @@ def make_room(
         else:
             room.give(other.shape, room.places(other))
     return tuple(Preemption(other.id, job.id) for other in chosen)
+
+
+def _still(promised: Reservation | None, job: Waiting, now: float) -> float | None:
+    """By when it was told to fit, unless that has passed: then it was not to be."""
+    if promised is None or promised.job != job.id or promised.at is None or promised.at <= now:
+        return None
+    return promised.at
 
 
 def _displaceable(other: Running, job: Waiting, policy: Policy, now: float) -> bool:

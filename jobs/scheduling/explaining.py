@@ -18,6 +18,7 @@ from jobs.scheduling.values import (
     Decisions,
     History,
     Reason,
+    Reservation,
     Running,
     Waiting,
 )
@@ -34,6 +35,7 @@ class Explainer:
         history: History,
         policy: Policy,
         now: float,
+        promised: Reservation | None = None,
     ):
         self._backlog = waiting if isinstance(waiting, Backlog) else Backlog(waiting)
         self._running = running
@@ -41,7 +43,9 @@ class Explainer:
         self.used = history.used
         self._policy = policy
         self._now = now
-        self.decisions: Decisions = decide(self._backlog, running, cluster, history, policy, now)
+        self.decisions: Decisions = decide(
+            self._backlog, running, cluster, history, policy, now, promised=promised
+        )
         self._starting = {job.id for job in self.decisions.start}
         self.order: list[Waiting] = []
         self._over: dict[str, str] = {}  # owner -> why the first of their jobs is over the quota

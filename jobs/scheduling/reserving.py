@@ -8,7 +8,7 @@ from itertools import groupby
 
 from jobs.scheduling.policy import Policy
 from jobs.scheduling.room import Pool, all_of, hosts
-from jobs.scheduling.values import SLACK, Cluster, Running, Shape
+from jobs.scheduling.values import SLACK, Cluster, Decisions, Reservation, Running, Shape
 
 
 def ends_by(job: Running, now: float, policy: Policy) -> float | None:
@@ -41,8 +41,12 @@ class Reserved:
         pool: Pool,
         now: float,
         policy: Policy,
+        promised: float | None = None,
     ):
-        """`pool` is what is left of `cluster` once the jobs of `starting` have what they need."""
+        """`pool` is what is left of `cluster` once the jobs of `starting` have what they need.
+
+        If it was `promised` its room by a moment that cannot be confirmed now, only what ends by then starts.
+        """
         self._shape = shape
         self._margin = policy.margin
         self._most = [hosts(shape, *all_of(node)) for node in cluster.nodes]
@@ -66,6 +70,9 @@ class Reserved:
             if later.fits(shape):
                 self.at, self._room = end, later
                 break
+        self._kept = promised is not None and (self.at is None or self.at > promised)
+        if self._kept:
+            self.at = promised
 
     def allows(self, shape: Shape, now: float) -> bool:
         """Whether a job may start now that comes after the reserved one."""
@@ -73,6 +80,8 @@ class Reserved:
             return self._leaves_enough(shape)
         if self._over_in_time(shape, now):
             return True
+        if self._kept:
+            return False
         beside = self._room.copy()
         beside.take(shape, self._open.anywhere(shape))
         return beside.fits(self._shape)
@@ -106,3 +115,26 @@ class Reserved:
         if self.at is None or shape.limit is None:
             return False
         return now + shape.limit + self._margin <= self.at
+
+
+class Promises:
+    """By when the first job that did not fit was told to fit, from one decision to the next.
+
+    A cluster and the record of its attempts are never quite of the same moment: one that has ended is still
+    counted, or one that has started is not. So a later moment is believed only once others have gone first by
+    right, or there is less of a cluster than there was.
+    """
+
+    def __init__(self) -> None:
+        self._last: Reservation | None = None
+        self._total = 0.0, 0.0
+
+    def of(self, cluster: Cluster) -> Reservation | None:
+        """What was promised and still counts."""
+        less = cluster.total_cpus < self._total[0] - SLACK or cluster.total_gpus < self._total[1] - SLACK
+        return None if less else self._last
+
+    def keep(self, decisions: Decisions, cluster: Cluster) -> None:
+        """What is promised from here on."""
+        self._last = decisions.reserved
+        self._total = cluster.total_cpus, cluster.total_gpus

@@ -20,8 +20,11 @@ class Pool:
         self.gpus = cluster.free_gpus
         self.nodes = [[node.cpus, node.gpus] for node in cluster.nodes]
         self._places = {node.name: place for place, node in enumerate(cluster.nodes)}
+        self._likely_of: dict[str, Amounts] = {}  # promised, and nobody knows yet where
         for job in cluster.promised:
-            self.lose(self.places(job) if job.on is not None else self._likely(job.shape))
+            if job.on is None:
+                self._likely_of[job.id] = self._likely(job.shape)
+            self.lose(self.places(job))
 
     def copy(self) -> Pool:
         """The same once more, to try something on."""
@@ -54,11 +57,13 @@ class Pool:
             self.nodes[place][1] -= gpus
 
     def places(self, job: Running) -> Amounts:
-        """What a running job has of which machine; nothing as long as nobody knows."""
+        """What a running job has of which machine, or is taken to have; nothing if nobody can tell."""
+        if job.on is None:
+            return self._likely_of.get(job.id, [])
         each = job.one_more
         return [
             (self._places[name], ranks * each.cpus, ranks * each.gpus)
-            for name, ranks in job.on or ()
+            for name, ranks in job.on
             if name in self._places
         ]
 

@@ -23,7 +23,6 @@ def two_machines(monkeypatch: pytest.MonkeyPatch) -> None:
         "b": ({"CPU": 8.0, "GPU": 2.0}, {"CPU": 3.0, "GPU": 1.0}),
     }
     monkeypatch.setattr(launching, "connect", lambda *_, **__: None)
-    monkeypatch.setattr(launching, "resources", lambda: ({"CPU": 12.0, "GPU": 2.0}, {"CPU": 3.0, "GPU": 1.0}))
     monkeypatch.setattr(launching, "nodes", lambda: nodes)
     monkeypatch.setattr(launching, "placements", lambda: PLACED)
 

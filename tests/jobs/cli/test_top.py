@@ -34,7 +34,7 @@ def busy(store: Store, service: Service, queue: Queue, add_job: Callable[..., Jo
     service.hold("held")
     queue.publish_cluster({"total_cpus": 4.0, "total_gpus": 0.0, "free_cpus": 0.0, "free_gpus": 0.0})
     used = History(used={"ada": Used(cpu_seconds=7200.0)})
-    queue.publish_outlook(shown(Cluster(4, 0, 0, 0), used, {}))
+    queue.publish_outlook(shown(Cluster(4, 0, 0, 0), {}, None, used, {}))
 
 
 def test_top_shows_what_runs_what_waits_and_what_there_is(run: Run, busy: None):

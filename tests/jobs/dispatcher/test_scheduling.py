@@ -221,11 +221,13 @@ def test_machines_have_no_room_for_others_that_is_promised_to_a_gang_which_start
 def test_what_a_starting_gang_holds_already_is_not_taken_from_the_machines_again(
     dispatcher: At, store: Store, cluster: Cluster, add_job: AddJob
 ):
-    cluster.capacity = Capacity(8, 0, 8, 0, (Node(4, 0, 4, 0), Node(4, 0, 4, 0)))
+    idle = Node(4, 0, 4, 0, "a"), Node(4, 0, 4, 0, "b")
+    cluster.capacity = Capacity(8, 0, 8, 0, idle)
     dispatcher.step()  # nobody else uses any of it
     store.add_job("gang", config={}, name="m", owner="ada", priority=0, ranks=1, cpus=4, gpus=0)
     dispatcher.step()
-    cluster.capacity = Capacity(8, 0, 4, 0, (Node(0, 0, 4, 0), Node(4, 0, 4, 0)))  # placed, still starting
+    placed = {"gang-1": (("a", 1),)}  # and still starting
+    cluster.capacity = Capacity(8, 0, 4, 0, (Node(0, 0, 4, 0, "a"), idle[1]), placed)
     add_job("other", cpus=4, owner="bob")
     dispatcher.step()
     assert running(store) == ["gang-1", "other-1"]
@@ -260,6 +262,13 @@ def test_room_is_kept_on_the_machine_that_will_have_it(
     assert reason is not None and reason.guaranteed
     (ends,) = [job for job in store.running() if job.id == "ends"]
     assert reason.starts == pytest.approx(ends.opened.timestamp() + 7200 + Policy().margin)
+    # The ranks of one have ended, and it makes its version: they will not come to the other machine.
+    add_job("more", cpus=1, priority=-2)
+    cluster.capacity = Capacity(
+        8, 0, 5, 0, (Node(4, 0, 4, 0, "a"), Node(1, 0, 4, 0, "b")), {"stays-1": (("b", 1),)}
+    )
+    dispatcher.step()
+    assert running(store) == ["ends-1", "stays-1"]
     add_job("short", cpus=1, priority=-2, time_limit=600)
     dispatcher.step()
     assert running(store) == ["ends-1", "short-1", "stays-1"]

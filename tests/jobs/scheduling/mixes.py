@@ -25,6 +25,8 @@ def anything(seed: int) -> Mix:
     jobs = [_job(draw, n, draw.choice(owners), machines, span) for n in range(draw.randint(10, 30))]
     if seed % 2:  # with elastic ones, drawn apart so that the rest of the mix is what it was
         _stretch(random.Random(f"elastic {seed}"), jobs)
+    if seed % 3 == 0:  # with limits that say little of what a job takes
+        _loosen(random.Random(f"loose {seed}"), jobs)
     shares = {
         owner: _share(draw, [job.first for job in jobs if job.first.owner == owner]) for owner in owners
     }
@@ -50,7 +52,7 @@ def anything(seed: int) -> Mix:
     if len(machines) > 1 and draw.random() < 0.3:
         begins = draw.uniform(20, 300)
         outages.append((begins, begins + draw.uniform(20, 200), draw.randrange(len(machines))))
-    return Mix(policy, machines, jobs, outages)
+    return Mix(policy, machines, jobs, outages, lag=2.0)
 
 
 def _stretch(draw: random.Random, jobs: list[Job]) -> None:
@@ -62,6 +64,12 @@ def _stretch(draw: random.Random, jobs: list[Job]) -> None:
             most = job.first.ranks + draw.choice((0, 1, 2, 5, 50))
             job.first = replace(job.first, max_ranks=most, limit=limit)
             job.work *= longer
+
+
+def _loosen(draw: random.Random, jobs: list[Job]) -> None:
+    for job in jobs:
+        if job.first.limit is not None:
+            job.first = replace(job.first, limit=job.first.limit * draw.choice((1, 5, 50)))
 
 
 def coming_and_going(seed: int) -> Mix:

@@ -43,11 +43,22 @@ def _holds(node: Node, job: Waiting, ranks: int) -> bool:
 class Spec:
     """The rules for one pass."""
 
-    def __init__(self, seen: Pass):
+    def __init__(self, seen: Pass, ahead: int = 0):
         self.now, self.policy, self.cluster, self.history = seen.now, seen.policy, seen.cluster, seen.history
         self.running = list(seen.running)
+        # What counts of the last decision's promise: nothing once others have gone first by right.
+        self.told: float | None = None
+        if seen.promised is not None and not ahead:
+            self.told, self._for = seen.promised.at, seen.promised.job
         self.waiting = [job for job in seen.waiting if self._possible(job)]
         self.top = max((job.priority for job in self.waiting), default=0)
+
+    def kept(self, reserved: Waiting) -> float | None:
+        """The moment that it was told, if that cannot be confirmed by what is seen now."""
+        if self.told is None or self._for != reserved.id or self.told <= self.now:
+            return None
+        at, _ = latest_fit(self, reserved, [])
+        return self.told if at is None or at > self.told else None
 
     def waited(self, job: Waiting) -> float:
         """Seconds since the group had a turn: its first job was ready, or one before that started."""
@@ -148,6 +159,12 @@ def latest_fit(spec: Spec, reserved: Waiting, started: Sequence[Waiting]) -> tup
     return None, room
 
 
+def true_fit(seen: Pass, id: str) -> float | None:
+    """When that job fits at the latest, before anything of this decision has started, in truth."""
+    job = next(job for job in seen.waiting if job.id == id)
+    return latest_fit(Spec(replace(seen, cluster=seen.truth)), job, [])[0]
+
+
 def nodes(room: Free) -> list[Node]:
     """Of a machine on which ranks may be in several ways there may be less than nothing left."""
     return [Node(max(0, cpus), max(0, gpus)) for cpus, gpus in room.values()]
@@ -159,9 +176,9 @@ def _ends(other: Running, policy: Policy, now: float) -> float | None:
     return max(now, min(known)) if known else None
 
 
-def check(seen: Pass) -> None:
-    """Raises AssertionError, saying what is wrong with the decision."""
-    spec = Spec(seen)
+def check(seen: Pass, ahead: int) -> None:
+    """Raises AssertionError, saying what is wrong with the decision; `ahead` start before room is kept."""
+    spec = Spec(seen, ahead)
     decisions, cluster, now = seen.decisions, seen.cluster, seen.now
     started = list(decisions.start)
     _check_room(started, cluster)
@@ -175,7 +192,7 @@ def check(seen: Pass) -> None:
         assert job.ready(now), f"{job.id} was started and may not"
         if not spec.overdue(job):
             _check_inversion(spec, asked[job.id], left, least[:i], reserved, cluster)
-    _check_nobody_is_forgotten(spec, left, started, reserved, cluster)
+    _check_nobody_is_forgotten(spec, left, started, least, reserved, cluster)
     _check_reservation(spec, started, reserved, decisions.reserved.at if decisions.reserved else None)
     _check_preemption(spec, seen)
     _check_elastic(spec, seen, left, reserved)
@@ -227,6 +244,8 @@ def _owner_waits(spec: Spec, other: Waiting, left: list[Waiting], started: list[
 
 def _delays(spec: Spec, job: Waiting, reserved: Waiting, started: Sequence[Waiting]) -> bool:
     """Whether `reserved` fits later, or may, if `job` starts now."""
+    if (kept := spec.kept(reserved)) is not None:
+        return job.limit is None or spec.now + job.limit + spec.policy.margin > kept
     without, room = latest_fit(spec, reserved, started)
     if without is not None:
         with_it, _ = latest_fit(spec, reserved, [*started, replace(job, id="it")])
@@ -247,6 +266,7 @@ def _check_nobody_is_forgotten(
     spec: Spec,
     left: list[Waiting],
     started: list[Waiting],
+    least: list[Waiting],
     reserved: Waiting | None,
     cluster: Cluster,
 ) -> None:
@@ -256,7 +276,7 @@ def _check_nobody_is_forgotten(
         assert {job.owner for job in left} <= blocked, "a job that fits was not started"
     else:
         pool = Pool(cluster)
-        for job in started:
+        for job in least:
             pool.take(job.shape)
         assert not pool.fits(reserved.shape), f"{reserved.id} fits and was not started"
 
@@ -273,7 +293,7 @@ def _check_reservation(
             assert not _delays(spec, job, reserved, started[:i]), f"{job.id} delays {reserved.id}"
             _check_whatever_ends(spec, job, reserved, started[:i], at)
     fit, _ = latest_fit(spec, reserved, started)
-    if at is not None:
+    if at is not None and spec.kept(reserved) is None:
         assert fit is not None and fit <= at + 1e-6, f"{reserved.id} was promised {at}, and fits at {fit}"
 
 
@@ -311,7 +331,7 @@ def _check_preemption(spec: Spec, seen: Pass) -> None:
         # Enough, and none of them for nothing.
         by = waiting[seen.decisions.preempt[0].by]
         victims = [running[each.victim] for each in seen.decisions.preempt]
-        leaving = [job for job in spec.running if job.yielding is not None or job.ending]
+        leaving = [job for job in [*spec.running, *seen.gone] if job.yielding is not None or job.ending]
         taken = list(seen.decisions.start)
 
         pool = Pool(seen.cluster)
@@ -359,12 +379,13 @@ def _check_elastic(spec: Spec, seen: Pass, left: list[Waiting], reserved: Waitin
         assert share.gpus is None or sum(o.gpus for o in mine) + job.gpus * more <= share.gpus + 1e-6
 
 
-def reference(seen: Pass) -> tuple[list[tuple[str, int]], str | None]:
-    """What starts, in order, with how many ranks, and for which job room is kept: found by looking at every
-    job every time."""
+def reference(seen: Pass) -> tuple[list[tuple[str, int]], str | None, int]:
+    """What starts, in order, with how many ranks, for which job room is kept, and how many start before that
+    one: found by looking at every job every time."""
     spec, started, out, blocked = Spec(seen), [], set(), set()  # type: ignore[var-annotated]
     pool = Pool(seen.cluster)
     reserved: Waiting | None = None
+    ahead = 0
     turned: set[tuple[str, int]] = set()
 
     def key(job: Waiting) -> tuple[float, ...]:
@@ -380,17 +401,20 @@ def reference(seen: Pass) -> tuple[list[tuple[str, int]], str | None]:
         heads: dict[tuple[str, int], Waiting] = {}
         for job in sorted(rest, key=lambda job: job.sequence):
             heads.setdefault(job.group, job)
-        if not heads:
+        if not heads or (reserved is not None and seen.decisions.preempt):
             if not seen.decisions.preempt:
                 _widen(spec, started, pool, reserved, seen.cluster)
-            return [(job.id, job.ranks) for job in started], None if reserved is None else reserved.id
+            ranks = [(job.id, job.ranks) for job in started]
+            return ranks, None if reserved is None else reserved.id, ahead
         job = min(heads.values(), key=key)
         if spec.over_quota(job, started):
             blocked.add(job.owner)
             continue
         out.add(job.id)
         if not pool.fits(job.shape):
-            reserved = reserved or job
+            if reserved is None:
+                reserved, ahead = job, len(started)
+                spec = Spec(seen, ahead)
         elif reserved is None or not _delays(spec, job, reserved, started):
             first = min((j for j in spec.waiting if j.group == job.group), key=lambda j: j.sequence)
             earlier = [j for j in spec.waiting if j.group == job.group and j.sequence < job.sequence]

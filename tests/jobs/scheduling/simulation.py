@@ -18,6 +18,8 @@ from jobs.scheduling import (
     Node,
     Patience,
     Policy,
+    Promises,
+    Reservation,
     Running,
     Spent,
     Waiting,
@@ -58,6 +60,7 @@ class Mix:
     machines: list[Node]
     jobs: list[Job]
     outages: list[tuple[float, float, int]] = field(default_factory=list)  # from, to, machine
+    lag: float = 0.0  # seconds that the cluster counts an attempt after its end, at most
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,9 @@ class Pass:
     history: History
     policy: Policy
     decisions: Decisions
+    promised: Reservation | None  # what the last one told the job for which room is kept
+    gone: tuple[Running, ...]  # attempts that have ended, and still count
+    truth: Cluster  # without those
 
 
 @dataclass
@@ -99,6 +105,8 @@ class Simulation:
         self.watch = watch
         self._tick = tick
         self._patience = Patience()
+        self._promises = Promises()
+        self._gone: list[_Attempt] = []
         self._random = random.Random(seed)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._serial = itertools.count()
@@ -122,32 +130,41 @@ class Simulation:
                 self._at(self.now + self._tick, lambda: None)  # waiting alone changes the order too
             assert self.passes < 20_000, "it does not come to an end"
 
-    def cluster(self) -> Cluster:
-        up = self._up()
-        free = [self._free[i] for i in up]
+    def cluster(self, free: list[list[float]] | None = None) -> Cluster:
+        """The machines with so much free on each, or what there is in truth."""
+        free = self._free if free is None else free
+        whole = [(i, self.mix.machines[i]) for i in self._up()]
         return Cluster(
-            sum(self.mix.machines[i].cpus for i in up),
-            sum(self.mix.machines[i].gpus for i in up),
-            sum(cpus for cpus, _ in free),
-            sum(gpus for _, gpus in free),
-            tuple(
-                Node(*self._free[i], self.mix.machines[i].cpus, self.mix.machines[i].gpus, _name(i))
-                for i in up
-            ),
+            sum(machine.cpus for _, machine in whole),
+            sum(machine.gpus for _, machine in whole),
+            sum(free[i][0] for i, _ in whole),
+            sum(free[i][1] for i, _ in whole),
+            tuple(Node(*free[i], machine.cpus, machine.gpus, _name(i)) for i, machine in whole),
         )
 
-    def _node(self, machine: int) -> Node:
-        whole = self.mix.machines[machine]
-        return Node(*self._free[machine], whole.cpus, whole.gpus, _name(machine))
+    def _counted_free(self) -> list[list[float]]:
+        """What is free by the cluster's count, in which an attempt is a moment longer than it is there."""
+        free = [[*node] for node in self._free]
+        for attempt in self._gone:
+            _take(free, attempt.view, attempt.placed)
+        return free
 
     def _decide(self) -> None:
         self.passes += 1
-        cluster, policy = self.cluster(), self.mix.policy
+        cluster, policy = self.cluster(self._counted_free()), self.mix.policy
         running = tuple(attempt.view for attempt in self.running.values())
         first = first_of_groups(self.backlog, cluster, policy, self.now)
         history = self.accounts.history(running, first, self.now)
-        decisions = decide(self.backlog, running, cluster, history, policy, self.now)
-        self.watch(Pass(self.now, tuple(self.backlog), running, cluster, history, policy, decisions))
+        promised = self._promises.of(cluster)
+        gone = tuple(attempt.view for attempt in self._gone)
+        decisions = decide(
+            self.backlog, running, cluster, history, policy, self.now, promised=promised, gone=gone
+        )
+        self._promises.keep(decisions, cluster)
+        waiting, truth = tuple(self.backlog), self.cluster()
+        self.watch(
+            Pass(self.now, waiting, running, cluster, history, policy, decisions, promised, gone, truth)
+        )
         for each in decisions.preempt:
             self._yield(self.running[each.victim])
         if self._patience.over(decisions.grow, running, policy, self.now) and decisions.grow:
@@ -179,7 +196,7 @@ class Simulation:
 
     def _place(self, view: Waiting, then: Sequence[Waiting]) -> Places:
         """Ranks by machine, at random: who is served must not count on where. Others that start still fit."""
-        free = [[*node] for node in self._free]
+        free = self._counted_free()
         ranks = [0] * len(free)
         for _ in range(view.ranks):
             open_to_it = [i for i in self._up() if _hosts(free[i], view)]
@@ -189,7 +206,7 @@ class Simulation:
             ranks[machine] += 1
         if sum(ranks) == view.ranks and self._packed(then, free) is not None:
             return [(machine, n) for machine, n in enumerate(ranks) if n]
-        packed = self._packed([view], [[*node] for node in self._free])
+        packed = self._packed([view], self._counted_free())
         assert packed is not None, f"{view.id} found no room for all of its {view.ranks} ranks"
         return packed[0]
 
@@ -311,6 +328,10 @@ class Simulation:
         for machine, ranks in attempt.placed:
             self._free[machine][0] += ranks * view.cpus / view.ranks
             self._free[machine][1] += ranks * view.gpus / view.ranks
+        attempt.view = replace(view, ending=True)
+        if self.mix.lag and not any(machine in self._down for machine, _ in attempt.placed):
+            self._gone.append(attempt)
+            self._at(self.now + self._random.uniform(0, self.mix.lag), lambda: self._gone.remove(attempt))
         self.accounts.spend(Spent(view.owner, view.priority, 0, view.cpus, view.gpus, view.opened, self.now))
         total = sum(node.gpus if view.gpus else node.cpus for node in self.mix.machines)
         self.spent[view.owner] += (view.gpus or view.cpus) / total * (self.now - view.opened)
@@ -326,7 +347,7 @@ def _hosts(free: list[float], view: Waiting) -> int:
     return min(fit, int((free[1] + 1e-6) / (view.gpus / view.ranks))) if view.gpus else fit
 
 
-def _take(free: list[list[float]], view: Waiting, places: Places) -> None:
+def _take(free: list[list[float]], view: Waiting | Running, places: Places) -> None:
     for machine, ranks in places:
         free[machine][0] -= ranks * view.cpus / view.ranks
         free[machine][1] -= ranks * view.gpus / view.ranks

@@ -15,6 +15,7 @@ from jobs.scheduling import (
     Backlog,
     Blocked,
     Cluster,
+    Decisions,
     Explainer,
     Growing,
     Growth,
@@ -23,6 +24,8 @@ from jobs.scheduling import (
     Patience,
     Policy,
     Preempting,
+    Promises,
+    Reservation,
     Running,
     Share,
     Spent,
@@ -193,6 +196,32 @@ def test_on_several_machines_nothing_starts_where_the_first_will_find_its_room()
     assert starting(runs("new", on=(("b", 1),))) == 110  # Ray has said so, and counts it in a moment
 
 
+def test_a_promise_is_kept_while_the_cluster_lags_behind_what_has_ended():
+    policy = Policy(margin=10)
+    large, short = waits("large", cpus=4, sequence=1), waits("short", limit=80)
+    told = Reservation("large", 110)
+
+    def decisions(
+        free: Cluster, *running: Running, now: float = 0, promised: Reservation = told
+    ) -> Decisions:
+        jobs = [large, short, waits("long", limit=500)]
+        return decide(jobs, running, free, History(), policy, now, promised=promised)
+
+    # What held three of its CPUs until then has ended, and the cluster still counts it.
+    others = runs("stays", cpus=3, limit=900, on=(("b", 1),))
+    seen = decisions(two(1, 1), others)
+    assert [job.id for job in seen.start] == ["short"] and seen.reserved == told
+    # Once that moment has passed, or if it was another job's, it says nothing.
+    late = decisions(two(1, 1), others, now=110)
+    assert late.reserved == Reservation("large", 910) and [job.id for job in late.start] == ["long", "short"]
+    other = decisions(two(1, 1), others, promised=Reservation("other", 110))
+    assert other.reserved == Reservation("large", 910)
+    promises = Promises()
+    promises.keep(seen, two(1, 1))
+    assert promises.of(two(1, 1)) == told
+    assert promises.of(Cluster(4, 0, 1, 0, (Node(1, 0, 4, 0, "b"),))) is None  # a machine is lost
+
+
 def test_room_in_pieces_is_kept_together_only_on_machines_that_could_hold_the_first():
     halves = runs("r", cpus=2, on=(("a", 1),)), runs("s", cpus=2, on=(("b", 1),))
     large = waits("large", cpus=4, sequence=1)
@@ -276,6 +305,27 @@ def test_who_makes_way_leaves_room_in_one_piece():
     high = waits("high", priority=100, cpus=4)
     decisions = decide([high], running, two(0, 2), History(), CLASSES, 100)
     assert [each.victim for each in decisions.preempt] == ["old"]  # the lowest would leave it in pieces
+
+
+def test_nobody_starts_on_the_room_that_others_make():
+    x, low = runs("x", priority=50, cpus=3, limit=3000, on=(("a", 1),)), runs("low", cpus=3, on=(("b", 1),))
+    high, small = waits("high", priority=100, cpus=4), waits("small", limit=600)
+    decisions = decide([high, small], (x, low), two(1, 1), History(), CLASSES, 100)
+    assert [each.victim for each in decisions.preempt] == ["low"]
+    assert decisions.start == ()  # Ray might have placed it on b
+
+
+def test_nobody_is_displaced_for_room_that_is_about_to_come():
+    keeps, low = runs("keeps", priority=50, cpus=4, on=(("a", 1),)), runs("low", cpus=4, on=(("b", 1),))
+    high = waits("high", priority=100, cpus=4)
+    ended = runs("ended", cpus=4, ending=True, on=(("c", 1),))
+    three = Cluster(12, 0, 0, 0, (*two(0, 0).nodes, Node(0, 0, 4, 0, "c")))
+    assert decide([high], (keeps, low), three, History(), CLASSES, 100).preempt != ()
+    assert decide([high], (keeps, low), three, History(), CLASSES, 100, gone=[ended]).preempt == ()
+    # Nor for that of one which is cancelled while its ranks are being placed.
+    starting = runs("starting", cpus=4, started=None, ending=True)
+    free = Cluster(12, 0, 0, 0, (*two(0, 0).nodes, Node(4, 0, 4, 0, "c")), promised=(starting,))
+    assert decide([high], (keeps, low, starting), free, History(), CLASSES, 100).preempt == ()
 
 
 @pytest.mark.parametrize(

@@ -24,12 +24,12 @@ class _Watch:
         self.wide = 0  # starts with more ranks than needed
 
     def __call__(self, seen: Pass) -> None:
-        oracle.check(seen)
-        started, reserved = oracle.reference(seen)
+        started, reserved, ahead = oracle.reference(seen)
         seen_as = {job.id: job for job in seen.waiting}
         assert [(job.id, job.ranks) for job in seen.decisions.start] == started
         self.wide += sum(job.ranks > seen_as[job.id].ranks for job in seen.decisions.start)
         assert (seen.decisions.reserved and seen.decisions.reserved.job) == reserved
+        oracle.check(seen, ahead)
         self._check_promises(seen)
         self.preemptions += len(seen.decisions.preempt)
 
@@ -51,6 +51,8 @@ class _Watch:
         promised = self._promised.get(now.job)
         if promised is not None:
             assert now.at is not None and now.at <= promised + 1e-6, f"{now.job} was promised {promised}"
+            fit = oracle.true_fit(seen, now.job)
+            assert fit is not None and fit <= promised + 1e-6, f"{now.job} was promised {promised}, not {fit}"
         if now.at is not None:
             self._promised[now.job] = now.at
 
@@ -62,7 +64,9 @@ class _Watch:
 
 
 def _longest_hold(mix: Mix) -> float:
-    return max(job.work for job in mix.jobs) + PLACING + YIELD
+    """By what its limit says: for so long others may have the room that was kept."""
+    longest = max(max(job.work, job.first.limit or 0) for job in mix.jobs)
+    return longest + mix.policy.margin + PLACING + YIELD + mix.lag
 
 
 def _wait_limit(mix: Mix, priority: int, turns_before: int) -> float:
