@@ -99,7 +99,7 @@ class Starter:
         if self._decided is not None and self._decided[0] == known and not self._due(now):
             return []
         running = [self._running(job) for job in active]
-        self._part(active, now)
+        self._part({job.actor: each for job, each in zip(active, running, strict=True)}, now)
         history = self.outlook.history(running, cluster)
         decisions = decide(
             self.outlook.backlog,
@@ -181,14 +181,12 @@ class Starter:
     def _running(self, job: Running) -> Placed:
         return running_of(job, on=self._placed.get(job.actor))
 
-    def _part(self, active: Sequence[Running], now: float) -> None:
+    def _part(self, here: dict[str, Placed], now: float) -> None:
         """Remember for a moment who has ended: the cluster may still count them."""
-        here = {job.actor: self._running(job) for job in active}
-        left = {
-            actor: (replace(job, ending=True), now) for actor, job in self._seen.items() if actor not in here
-        }
+        ended = [actor for actor in self._seen if actor not in here]
         kept = {actor: gone for actor, gone in self._gone.items() if _apart(now, gone[1]) < _LAGGING}
-        self._gone, self._seen = kept | left, here
+        self._gone = kept | {actor: (replace(self._seen[actor], ending=True), now) for actor in ended}
+        self._seen = here
 
     def _held_by_others(self, capacity: Capacity, active: Sequence[Running]) -> tuple[float, float]:
         """The CPUs and GPUs that somebody else uses of the cluster.
