@@ -40,7 +40,6 @@ class Plan:
 
     seed: int
     kills: int
-    kinds: tuple[str, ...] = tuple(WEIGHTS)
     epochs: int = 40
     pause: tuple[float, float] = (0.0, 2.0)  # seconds before a kill, and before `up`
     busy: int = 2  # jobs under way, always
@@ -77,9 +76,9 @@ class StackStorm:
             self._submit()
             until(lambda: not self._unfinished(), "a job to end in peace", SLOW, 0.05)
             journal.calm = time.monotonic() - began
-            kinds = sorted(plan.kinds)
+            kinds = sorted(WEIGHTS)
             self._draw.shuffle(kinds)
-            kinds += self._draw.choices(plan.kinds, [WEIGHTS[kind] for kind in plan.kinds], k=plan.kills)
+            kinds += self._draw.choices(list(WEIGHTS), list(WEIGHTS.values()), k=plan.kills)
             for kind in kinds[: plan.kills]:
                 self._kill(kind)
             self._up()
