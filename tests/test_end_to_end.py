@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import time
@@ -16,6 +15,7 @@ from jobs.settings import Settings
 from jobs.store import Store
 
 from .home import Home, open_home
+from .marks import takes_minutes
 
 pytestmark = pytest.mark.e2e
 
@@ -102,7 +102,7 @@ def wait_until_served(served: httpx.Client, name: str, version: int) -> None:
     raise AssertionError(f"{name} version {version} is not served: {served.get('/v1/models').text}")
 
 
-@pytest.mark.skipif(os.environ.get("TEXTVAE_CHAOS") != "all", reason="takes minutes: make chaos")
+@takes_minutes
 def test_a_backup_of_a_service_at_work_is_restored_and_its_job_goes_on(home: Home) -> None:
     write_tiny(home, epochs=150)
     home.call(*home.up[1:], "--detach")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ import pytest
 from cluster import launching
 
 from ..local_ray import LocalRay
+from ..marks import takes_minutes
 from ..on_ray import nothing_left
 from .crashes_on_ray import ROLES, Road
 
@@ -25,7 +25,7 @@ TURNS = 3  # at a point that does not come
 
 @pytest.mark.ray
 @pytest.mark.timeout(7200)
-@pytest.mark.skipif(os.environ.get("TEXTVAE_CHAOS") != "all", reason="takes minutes: make chaos")
+@takes_minutes
 def test_a_crash_before_any_call_into_ray_is_recovered_from(
     tmp_path: Path, local_ray: LocalRay, small_config: dict[str, Any]
 ):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from jobs.store import JobState, Store
 from jobs.store.states import ACTIVE
 
 from ..home import open_home
+from ..marks import takes_minutes
 from .ground import until
 from .oracle import problems
 from .stack import SLOW, Service
@@ -21,7 +21,7 @@ from .stack import SLOW, Service
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.timeout(3600),
-    pytest.mark.skipif(os.environ.get("TEXTVAE_CHAOS") != "all", reason="takes minutes: make chaos"),
+    takes_minutes,
 ]
 
 _MEGABYTES = 256

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -28,13 +27,14 @@ from ..local_ray import (
     start_node,
     write_reviews,
 )
+from ..marks import takes_minutes
 from .ground import Redis, until
 from .oracle import Expected, problems
 
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(os.environ.get("TEXTVAE_CHAOS") != "all", reason="takes minutes: make chaos"),
+    takes_minutes,
 ]
 
 EPOCHS = 40

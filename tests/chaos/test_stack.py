@@ -12,6 +12,7 @@ import pytest
 from jobs.store import AttemptState, Cause, JobState, Store
 
 from ..home import open_home
+from ..marks import takes_minutes
 from .ground import until
 from .oracle import problems
 from .stack import SLOW, Service
@@ -20,7 +21,7 @@ from .stack_storm import WEIGHTS, Plan, StackStorm
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.timeout(3600),
-    pytest.mark.skipif(os.environ.get("TEXTVAE_CHAOS") != "all", reason="takes minutes: make chaos"),
+    takes_minutes,
 ]
 
 SEED = int(os.environ.get("TEXTVAE_CHAOS_SEED", "1"))
