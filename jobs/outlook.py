@@ -293,7 +293,7 @@ def explainer(
     cluster = replace(
         _made(Cluster, told),
         nodes=tuple(_made(Node, node) for node in told.get("nodes", ())),
-        promised=tuple(_made(Running, job) for job in told.get("promised", ())),
+        uncounted=tuple(_made(Running, job) for job in told.get("uncounted", ())),
     )
     placed = seen.get("placed", {})
     promised = seen.get("promised")

@@ -162,17 +162,17 @@ class Starter:
         )
         if not cluster.nodes:
             return cluster
-        # Promised, and still free on some machine: what is starting, and nobody knows where. And as long as
+        # Taken, and still free on some machine: what is starting, and nobody knows where. And as long as
         # there is more of it, what has no ranks any more, or has been placed just now.
         cpus, gpus = capacity.free_cpus - cluster.free_cpus, capacity.free_gpus - cluster.free_gpus
-        promised: list[Running] = []
+        uncounted: list[Running] = []
         latest = active[::-1]
         for job in sorted(latest, key=lambda job: (not self._nowhere(job), job.actor in capacity.placed)):
             if not self._nowhere(job) and cpus <= SLACK and gpus <= SLACK:
                 break
-            promised.insert(0, job)
+            uncounted.insert(0, job)
             cpus, gpus = cpus - job.cpus, gpus - job.gpus
-        return replace(cluster, promised=tuple(self._running(job) for job in promised))
+        return replace(cluster, uncounted=tuple(self._running(job) for job in uncounted))
 
     def _nowhere(self, job: Running) -> bool:
         """Whether it is starting, and nobody knows where."""

@@ -51,9 +51,9 @@ class Reserved:
         self._margin = policy.margin
         self._most = [hosts(shape, *all_of(node)) for node in cluster.nodes]
         everyone = [*running, *starting]
-        unknown = [*(job for job in cluster.promised if job.on is None), *starting]
-        placed = tuple(job for job in cluster.promised if job.on is not None)
-        self._open = Pool(replace(cluster, promised=placed))  # where ranks may go whose places nobody knows
+        unknown = [*(job for job in cluster.uncounted if job.on is None), *starting]
+        placed = tuple(job for job in cluster.uncounted if job.on is not None)
+        self._open = Pool(replace(cluster, uncounted=placed))  # where ranks may go whose places nobody knows
         places = {job.id: self._open.places(job) for job in everyone}
         places |= {job.id: self._open.anywhere(job.shape) for job in unknown}
         self._room = self._open.copy()  # what is free at `at`; without that, now

@@ -20,8 +20,8 @@ class Pool:
         self.gpus = cluster.free_gpus
         self.nodes = [[node.cpus, node.gpus] for node in cluster.nodes]
         self._places = {node.name: place for place, node in enumerate(cluster.nodes)}
-        self._likely_of: dict[str, Amounts] = {}  # promised, and nobody knows yet where
-        for job in cluster.promised:
+        self._likely_of: dict[str, Amounts] = {}  # uncounted, and nobody knows yet where
+        for job in cluster.uncounted:
             if job.on is None:
                 self._likely_of[job.id] = self._likely(job.shape)
             self.lose(self.places(job))

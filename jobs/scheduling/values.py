@@ -120,7 +120,7 @@ class Cluster:
     free_gpus: float
     nodes: tuple[Node, ...] = ()  # the machines; without them, ranks fit wherever the sums allow it
     # Attempts that the machines do not count yet: their ranks are being placed. The sums are less these.
-    promised: tuple[Running, ...] = ()
+    uncounted: tuple[Running, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

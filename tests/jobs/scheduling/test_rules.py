@@ -1,10 +1,9 @@
-"""The rules one by one, where a reader can follow them; `test_simulation` holds them all at once."""
+"""The rules one by one, where a reader can follow them, and reasons; `test_simulation` holds all at once."""
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,54 +14,19 @@ from jobs.scheduling import (
     Backlog,
     Blocked,
     Cluster,
-    Decisions,
     Explainer,
-    Growing,
-    Growth,
     History,
-    Node,
-    Patience,
     Policy,
-    Preempting,
-    Promises,
-    Reservation,
-    Running,
     Share,
     Spent,
     Used,
-    Waiting,
     decide,
     parse_policy,
     read_policy,
-    too_large,
 )
 from textvae.parsing import ConfigError
 
-FOUR = Cluster(4, 0, 4, 0)
-DAY = 86400.0
-
-
-def waits(
-    id: str, *, owner: str = "ada", priority: int = 0, cpus: float = 1, since: float = 0, **more
-) -> Waiting:  # type: ignore[no-untyped-def]
-    sequence = more.pop("sequence", sum(ord(letter) for letter in id))
-    return Waiting(id, owner, priority, 1, cpus, 0, sequence, since, **more)
-
-
-def runs(id: str, *, owner: str = "ada", priority: int = 0, cpus: float = 1, **more) -> Running:  # type: ignore[no-untyped-def]
-    return Running(id, owner, priority, 1, cpus, 0, **{"opened": 0.0, "started": 0.0, **more})
-
-
-def started(
-    *waiting: Waiting,
-    running: tuple[Running, ...] = (),
-    cluster: Cluster = FOUR,
-    history: History | None = None,
-    policy: Policy | None = None,
-    now: float = 0,
-) -> list[str]:
-    decisions = decide(waiting, running, cluster, history or History(), policy or Policy(), now)
-    return [job.id for job in decisions.start]
+from .cases import DAY, FOUR, FULL, runs, started, waits
 
 
 def test_priority_then_order_of_submission():
@@ -140,130 +104,6 @@ def test_an_overdue_group_goes_before_any_priority():
     assert started(low, high, cluster=one, policy=policy, history=turn, now=121) == ["high"]
 
 
-def test_small_jobs_fill_gaps_only_if_the_first_need_not_wait_longer():
-    policy = Policy(margin=10)
-    running = (runs("r", cpus=3, limit=100),)
-    free = Cluster(4, 0, 1, 0)
-    large = waits("large", cpus=4, sequence=1)
-    assert started(large, waits("no-limit"), running=running, cluster=free, policy=policy) == []
-    assert started(large, waits("short", limit=101), running=running, cluster=free, policy=policy) == []
-    assert started(large, waits("short", limit=80), running=running, cluster=free, policy=policy, now=20) == [
-        "short"
-    ]
-    # It needs two: one may start beside it for as long as it likes.
-    medium = waits("medium", cpus=3, sequence=1)
-    assert started(medium, waits("x"), running=running, cluster=free, policy=policy) == ["x"]
-
-
-def test_without_a_known_end_only_what_the_first_does_not_need_is_given_away():
-    running = (runs("r", cpus=4),)
-    first = Waiting("gpus", "ada", 0, 2, 2, 2, 1, 0)
-    free = Cluster(16, 2, 12, 0)  # its two GPUs are in use; of its CPUs there are plenty
-    jobs = [first, *(waits(f"x{n:02}", sequence=10 + n) for n in range(12))]
-    assert len(started(*jobs, running=running, cluster=free)) == 10  # two CPUs are kept for it
-
-
-def two(a: float, b: float) -> Cluster:
-    """Two machines of four CPUs each, with so many of them free."""
-    return Cluster(8, 0, a + b, 0, (Node(a, 0, 4, 0, "a"), Node(b, 0, 4, 0, "b")))
-
-
-def test_on_several_machines_nothing_starts_where_the_first_will_find_its_room():
-    policy = Policy(margin=10)
-    large = waits("large", cpus=4, sequence=1)
-    ends, stays = runs("ends", cpus=3, limit=100, on=(("a", 1),)), runs("stays", cpus=3, on=(("b", 1),))
-    rest = {"running": (ends, stays), "cluster": two(1, 1), "policy": policy}
-
-    def fits_at(cluster: Cluster, *more: Running) -> float | None:
-        reserved = decide([large], (ends, stays, *more), cluster, History(), policy, 0).reserved
-        assert reserved is not None and reserved.job == "large"
-        return reserved.at
-
-    assert fits_at(two(1, 1)) == 110
-    # In sum there would be enough for both; but Ray may place it where the first will be.
-    assert started(large, waits("x"), **rest) == []
-    assert started(large, waits("short", limit=100), **rest) == ["short"]
-    # Now it can only be placed where the first will never be.
-    full = replace(ends, cpus=4)
-    assert started(large, waits("x"), **{**rest, "running": (full, stays), "cluster": two(0, 1)}) == ["x"]
-
-    # Of one that starts nobody knows yet where it is: it may be where the first would have been.
-    def starting(new: Running) -> float | None:
-        return fits_at(replace(two(1, 1), free_cpus=1, promised=(new,)), new)
-
-    assert starting(runs("new")) is None
-    assert starting(runs("new", opened=20.0, limit=100)) == 130
-    assert starting(runs("new", on=(("b", 1),))) == 110  # Ray has said so, and counts it in a moment
-
-
-def test_a_promise_is_kept_while_the_cluster_lags_behind_what_has_ended():
-    policy = Policy(margin=10)
-    large, short = waits("large", cpus=4, sequence=1), waits("short", limit=80)
-    told = Reservation("large", 110)
-
-    def decisions(
-        free: Cluster, *running: Running, now: float = 0, promised: Reservation = told
-    ) -> Decisions:
-        jobs = [large, short, waits("long", limit=500)]
-        return decide(jobs, running, free, History(), policy, now, promised=promised)
-
-    # What held three of its CPUs until then has ended, and the cluster still counts it.
-    others = runs("stays", cpus=3, limit=900, on=(("b", 1),))
-    seen = decisions(two(1, 1), others)
-    assert [job.id for job in seen.start] == ["short"] and seen.reserved == told
-    # Once that moment has passed, or if it was another job's, it says nothing.
-    late = decisions(two(1, 1), others, now=110)
-    assert late.reserved == Reservation("large", 910) and [job.id for job in late.start] == ["long", "short"]
-    other = decisions(two(1, 1), others, promised=Reservation("other", 110))
-    assert other.reserved == Reservation("large", 910)
-    promises = Promises()
-    promises.keep(seen, two(1, 1))
-    assert promises.of(two(1, 1)) == told
-    assert promises.of(Cluster(4, 0, 1, 0, (Node(1, 0, 4, 0, "b"),))) is None  # a machine is lost
-
-
-def test_room_in_pieces_is_kept_together_only_on_machines_that_could_hold_the_first():
-    halves = runs("r", cpus=2, on=(("a", 1),)), runs("s", cpus=2, on=(("b", 1),))
-    large = waits("large", cpus=4, sequence=1)
-    assert started(large, waits("x"), running=halves, cluster=two(2, 2)) == []
-    # A machine that is too small for it is in use all the same, ...
-    small = Node(2, 0, 2, 0, "small")
-    three = Cluster(10, 0, 2, 0, (Node(0, 0, 4, 0, "a"), Node(0, 0, 4, 0, "b"), small))
-    assert started(large, waits("x"), running=halves, cluster=three) == ["x"]
-    # ... and so is what the first would not need of its own if it had all the GPUs there.
-    gpus = Cluster(16, 2, 12, 1, (Node(6, 0, 8, 1, "a"), Node(6, 1, 8, 1, "b")))
-    first = Waiting("gpus", "ada", 0, 2, 4, 2, 1, 0)
-    jobs = [first, *(waits(f"x{n:02}", sequence=10 + n) for n in range(12))]
-    holds = (Running("g", "ada", 0, 1, 2, 1, opened=0, on=(("a", 1),)),)
-    assert len(started(*jobs, running=holds, cluster=gpus)) == 4  # wherever they are, it finds its two CPUs
-
-
-def test_a_rank_that_no_machine_could_hold_is_in_nobodys_way():
-    both = Node(4, 0, 4, 0), Node(4, 0, 4, 0)
-    idle, others = Cluster(8, 0, 8, 0, both), [waits("x", owner="bob"), waits("y", owner="bob")]
-    large = waits("large", cpus=6, priority=200, since=-DAY)
-    assert started(large, *others, cluster=idle) == ["x", "y"]
-    reason = Explainer([large], [], idle, History(), Policy(), 0).reason("large")
-    assert reason is not None
-    assert reason.text == "it needs machines for 1 rank of 6 CPUs, the cluster has them for none"
-    busy = Cluster(8, 0, 0, 0, (Node(0, 0, 4, 0), Node(0, 0, 4, 0)))
-    running = (runs("r", cpus=4), runs("s", cpus=4))
-    assert decide([large], running, busy, History(), Policy(), 1000).preempt == ()  # in vain
-    three = Waiting("three", "ada", 0, 3, 9, 0, 1, 0)
-    assert too_large(three.shape, Cluster(9, 0, 9, 0, (*both, Node(1, 0, 1, 0)))) == (
-        "needs machines for 3 ranks of 3 CPUs, the cluster has them for 2"
-    )
-    mixed = Cluster(72, 1, 72, 1, (Node(8, 1, 8, 1), Node(64, 0, 64, 0)))
-    both = Waiting("both", "ada", 0, 1, 16, 1, 1, 0)
-    assert too_large(both.shape, mixed) == (
-        "needs machines for 1 rank of 16 CPUs and 1 GPUs, the cluster has them for none"
-    )
-    # What fits nowhere now but could, and what is not known, is waited for.
-    assert too_large(waits("a", cpus=4).shape, busy) is None
-    assert too_large(large.shape, Cluster(8, 0, 8, 0, (Node(4, 0), Node(4, 0)))) is None
-    assert too_large(large.shape, Cluster(8, 0, 8, 0)) is None
-
-
 def test_a_quota_keeps_back_the_owner_and_nobody_else():
     policy = Policy(owners={"ada": Share(cpus=2)})
     jobs = [waits("a1"), waits("a2", cpus=2), waits("a3"), waits("b", owner="bob", cpus=2)]
@@ -271,176 +111,6 @@ def test_a_quota_keeps_back_the_owner_and_nobody_else():
     assert started(waits("a9", cpus=3), waits("aa"), policy=policy) == [
         "aa"
     ]  # never possible: in nobody's way
-
-
-CLASSES = Policy(preemption=Preempting(patience=30, uninterrupted=60, times=2))
-FULL = Cluster(4, 0, 0, 0)
-
-
-def displaced(*running: Running, job: Waiting | None = None, now: float = 100) -> list[str]:
-    job = job or waits("high", priority=100, since=0)
-    decisions = decide([job], running, FULL, History(), CLASSES, now)
-    assert decisions.start == ()
-    return [each.victim for each in decisions.preempt]
-
-
-def test_the_lowest_and_then_the_youngest_make_way_and_no_more_than_needed():
-    rest = runs("old", cpus=1, started=1.0), runs("young", cpus=1, started=20.0)
-    assert displaced(*rest, runs("lower", priority=-5, cpus=2)) == ["lower"]
-    assert displaced(*rest, runs("same", priority=50, cpus=2)) == ["young"]
-    assert displaced(*rest, job=waits("high", priority=100, cpus=2)) == ["young", "old"]
-    assert displaced(*rest, job=waits("high", priority=100, cpus=3)) == []  # not enough: then for nothing
-    # The small one is taken first, and let go again once the large one turns out to be needed anyway.
-    assert displaced(
-        runs("small", cpus=1, started=30.0), runs("large", cpus=3), job=waits("high", priority=100, cpus=3)
-    ) == ["large"]
-
-
-def test_who_makes_way_leaves_room_in_one_piece():
-    running = (
-        runs("keeps", priority=50, cpus=2, on=(("a", 1),)),
-        runs("old", cpus=2, started=1.0, on=(("b", 1),)),
-        runs("young", priority=-5, cpus=2, started=20.0, on=(("a", 1),)),
-    )
-    high = waits("high", priority=100, cpus=4)
-    decisions = decide([high], running, two(0, 2), History(), CLASSES, 100)
-    assert [each.victim for each in decisions.preempt] == ["old"]  # the lowest would leave it in pieces
-
-
-def test_nobody_starts_on_the_room_that_others_make():
-    x, low = runs("x", priority=50, cpus=3, limit=3000, on=(("a", 1),)), runs("low", cpus=3, on=(("b", 1),))
-    high, small = waits("high", priority=100, cpus=4), waits("small", limit=600)
-    decisions = decide([high, small], (x, low), two(1, 1), History(), CLASSES, 100)
-    assert [each.victim for each in decisions.preempt] == ["low"]
-    assert decisions.start == ()  # Ray might have placed it on b
-
-
-def test_nobody_is_displaced_for_room_that_is_about_to_come():
-    keeps, low = runs("keeps", priority=50, cpus=4, on=(("a", 1),)), runs("low", cpus=4, on=(("b", 1),))
-    high = waits("high", priority=100, cpus=4)
-    ended = runs("ended", cpus=4, ending=True, on=(("c", 1),))
-    three = Cluster(12, 0, 0, 0, (*two(0, 0).nodes, Node(0, 0, 4, 0, "c")))
-    assert decide([high], (keeps, low), three, History(), CLASSES, 100).preempt != ()
-    assert decide([high], (keeps, low), three, History(), CLASSES, 100, gone=[ended]).preempt == ()
-    # Nor for that of one which is cancelled while its ranks are being placed.
-    starting = runs("starting", cpus=4, started=None, ending=True)
-    free = Cluster(12, 0, 0, 0, (*two(0, 0).nodes, Node(4, 0, 4, 0, "c")), promised=(starting,))
-    assert decide([high], (keeps, low, starting), free, History(), CLASSES, 100).preempt == ()
-
-
-@pytest.mark.parametrize(
-    "spared",
-    [
-        runs("r", priority=1, cpus=4),  # not a class lower
-        runs("r", cpus=4, displaced=2),  # often enough
-        runs("r", cpus=4, started=50.0),  # not long enough
-        runs("r", cpus=4, started=None),  # its ranks are not even there
-        runs("r", cpus=4, yielding=99.0),  # it makes way already
-        runs("r", cpus=4, ending=True),  # it is about to end
-        runs("r", cpus=4, limit=-100.0),  # over in a moment, by its limit
-    ],
-)
-def test_who_is_not_displaced(spared: Running):
-    assert displaced(spared) == []
-    assert displaced(runs("r", cpus=4)) == ["r"]
-
-
-def test_waiting_does_not_make_a_higher_class_and_the_impatient_wait():
-    old = waits("old", priority=99, since=-10 * DAY)
-    assert displaced(runs("r", cpus=4), job=old) == []
-    assert displaced(runs("r", cpus=4), job=waits("new", priority=100, since=71)) == []
-    off = Policy(preemption=Preempting(enabled=False))
-    assert decide([waits("high", priority=900)], [runs("r", cpus=4)], FULL, History(), off, 1e6).preempt == ()
-
-
-def wide(id: str, most: int, **more) -> Waiting:  # type: ignore[no-untyped-def]
-    return waits(id, max_ranks=most, **more)
-
-
-def ranks(*waiting: Waiting, running: tuple[Running, ...] = (), **more) -> dict[str, int]:  # type: ignore[no-untyped-def]
-    cluster, policy = more.get("cluster", FOUR), more.get("policy", Policy())
-    decisions = decide(waiting, running, cluster, History(), policy, 0)
-    assert [job.cpus for job in decisions.start] == [job.ranks for job in decisions.start]
-    return {job.id: job.ranks for job in decisions.start}
-
-
-def test_elastic_jobs_share_what_is_left_when_all_have_what_they_need():
-    assert ranks(wide("a", 8)) == {"a": 4}
-    assert ranks(wide("a", 3)) == {"a": 3}
-    assert ranks(wide("a", 8), waits("b"), waits("c")) == {"a": 2, "b": 1, "c": 1}
-    assert ranks(wide("a", 8), wide("b", 8)) == {"a": 2, "b": 2}
-    assert ranks(wide("a", 8), wide("b", 8), waits("c")) == {"a": 2, "b": 1, "c": 1}
-    assert ranks(wide("a", 8), policy=Policy(owners={"ada": Share(cpus=2)})) == {"a": 2}
-    pieces = Cluster(4, 0, 4, 0, (Node(1.5, 0), Node(1.5, 0), Node(1, 0)))
-    assert ranks(wide("a", 8), cluster=pieces) == {"a": 3}
-
-
-def test_elastic_jobs_start_with_nothing_that_the_first_in_line_will_need():
-    running = (runs("r", cpus=2, limit=100),)
-    free = Cluster(4, 0, 2, 0)
-    large = waits("large", cpus=3, priority=1, sequence=1)
-    assert ranks(large, wide("a", 8), running=running, cluster=free) == {"a": 1}  # beside it at its time
-    soon = wide("b", 8, limit=10)  # it is over by then, with all that it has
-    assert ranks(large, soon, running=running, cluster=free, policy=Policy(margin=10)) == {"b": 2}
-
-
-def grows(
-    *running: Running, waiting: tuple[Waiting, ...] = (), policy: Policy | None = None, now: float = 1000
-) -> tuple[str, int] | None:
-    free = Cluster(8, 0, 3, 0)
-    grow = decide(waiting, running, free, History(), policy or Policy(), now).grow
-    return None if grow is None else (grow.job, grow.ranks)
-
-
-def test_one_job_grows_at_a_time_and_the_smallest_first():
-    small, large = runs("small", max_ranks=3), runs("large", max_ranks=9)
-    assert grows(large) == ("large", 4)
-    assert grows(small, large) == ("large", 4)  # of equals, by their names
-    assert grows(small) == ("small", 3)
-    two = Running("two", "ada", 0, 2, 2, 0, 0.0, started=0.0, max_ranks=9)
-    assert grows(two, small) == ("small", 3)
-    assert grows(two, policy=Policy(owners={"ada": Share(cpus=3)})) == ("two", 3)
-
-
-@pytest.mark.parametrize(
-    "spared",
-    [
-        runs("r"),  # not elastic
-        runs("r", max_ranks=1),  # it has them all
-        runs("r", max_ranks=8, started=800.0),  # not long enough
-        runs("r", max_ranks=8, started=None),  # its ranks are not even there
-        runs("r", max_ranks=8, yielding=990.0),
-        runs("r", max_ranks=8, ending=True),
-        runs("r", max_ranks=8, cpus=4),  # there is no room for one more
-    ],
-)
-def test_who_does_not_grow(spared: Running):
-    assert grows(spared) is None
-
-
-def test_nobody_grows_while_others_wait_or_come_and_go():
-    elastic = runs("r", max_ranks=8)
-    assert grows(elastic, waiting=(waits("huge", cpus=99),)) == ("r", 4)  # it could never start
-    assert grows(elastic, waiting=(waits("large", owner="bob", cpus=5),)) is None
-    assert grows(elastic, waiting=(waits("small", owner="bob"),)) is None  # it starts first
-    assert grows(elastic, runs("other", started=None)) is None
-    assert grows(elastic, runs("other", yielding=1.0)) is None
-    assert grows(elastic, policy=Policy(growing=Growing(enabled=False))) is None
-    # Who waits for an owner's quota waits for jobs of that owner alone.
-    quota = Policy(owners={"ada": Share(jobs=1), "bob": Share(jobs=1)})
-    bobs = runs("b", owner="bob"), waits("next", owner="bob")
-    assert grows(elastic, bobs[0], waiting=(bobs[1],), policy=quota) == ("r", 4)
-    assert grows(elastic, waiting=(waits("mine"),), policy=quota) is None
-
-
-def test_a_job_grows_once_that_has_been_possible_for_a_while():
-    policy, patience = Policy(growing=Growing(patience=30)), Patience()
-    running, grow = (runs("r", max_ranks=8),), Growth("r", 4)
-    assert [patience.over(grow, running, policy, now) for now in (0, 29, 30)] == [False, False, True]
-    assert not patience.over(None, running, policy, 31)  # the room was gone for a moment
-    assert [patience.over(grow, running, policy, now) for now in (32, 61, 62)] == [False, False, True]
-    again = (runs("r", max_ranks=8, opened=62.0),)
-    assert not patience.over(grow, again, policy, 63)  # another attempt
 
 
 def test_the_backlog_knows_who_is_ready():
