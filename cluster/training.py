@@ -22,7 +22,8 @@ from typing import Any, Literal
 
 import ray
 
-from cluster import launching, scratch
+from cluster import faults, launching, scratch
+from cluster.faults import Fault
 from cluster.ranklog import logging_to
 from textvae import heap
 from textvae.artifacts import ArtifactError, Artifacts
@@ -48,9 +49,6 @@ _FAREWELL_SECONDS = 10
 OnMessage = Callable[[dict[str, Any]], dict[str, Any]]
 
 logger = logging.getLogger(__name__)
-
-
-Fault = Literal["rank-lost", "out-of-memory", "start-timeout"]
 
 
 class RankError(TrainingError):
@@ -209,7 +207,7 @@ class _Desk:
             return RankError(
                 f"rank {first['rank']}: {first['error']}",
                 permanent=first["permanent"],
-                fault="out-of-memory" if first["memory"] else None,
+                fault=first["fault"],
             )
         died = {
             rank: failure
@@ -232,17 +230,13 @@ def _fault(errors: list[BaseException]) -> Fault | None:
     """How the cluster is to blame for ranks that ended with these errors of Ray; none if it is not."""
     if any(isinstance(error, ray.exceptions.OutOfMemoryError) for error in errors):
         return "out-of-memory"
+    if any(isinstance(error, ray.exceptions.OutOfDiskError) for error in errors):
+        return "disk"
     if any(type(error).__name__ == "WorkerGroupStartupTimeoutError" for error in errors):
         return "start-timeout"
     if any(_lost(error) and not isinstance(error, ray.exceptions.RayTaskError) for error in errors):
         return "rank-lost"
     return None
-
-
-def no_memory(error: BaseException) -> bool:
-    """Whether the host had no memory left for a process; that of a GPU is training's own matter."""
-    # PyTorch has no class of its own for it.
-    return isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 # Ray Train's own errors, which it does not export.
@@ -340,23 +334,27 @@ def _device(wanted: bool, world_size: int) -> tuple[Any, Any]:
 
 def _say_goodbye(attempt: Any, rank: int, error: BaseException) -> None:
     """Tell the attempt why this rank fails."""
+    with contextlib.suppress(ray.exceptions.RayError):  # the attempt is gone, nobody is there to be told
+        ray.get(attempt.deliver.remote(_farewell(rank, error)), timeout=_FAREWELL_SECONDS)
+
+
+def _farewell(rank: int, error: BaseException) -> dict[str, Any]:
     if isinstance(error, ray.exceptions.RayTaskError):
         error = getattr(error, "cause", error)
-    text = str(error)
-    message = {
+    text, fault = str(error), faults.of_host(error)
+    unusable = isinstance(error, _PERMANENT) and not isinstance(error, CheckpointError | ArtifactError)
+    return {
         "kind": "failure",
         "rank": rank,
         "error": f"{type(error).__name__}: {text}",
         "traceback": "".join(traceback.format_exception(error)).rstrip(),
-        "memory": no_memory(error),
-        "permanent": isinstance(error, _PERMANENT) and not isinstance(error, CheckpointError | ArtifactError),
+        "fault": fault,
+        "permanent": unusable and fault is None,  # the source that a full disk could not prepare is none
         "secondary": type(error).__name__ in ("DistBackendError", "DistNetworkError")
         or "Connection closed by peer" in text
         or "Connection reset by peer" in text
         or "gloo" in text,
     }
-    with contextlib.suppress(ray.exceptions.RayError):  # the attempt is gone, nobody is there to be told
-        ray.get(attempt.deliver.remote(message), timeout=_FAREWELL_SECONDS)
 
 
 class _Messages:

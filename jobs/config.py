@@ -110,9 +110,9 @@ class Retry(Section):
     )
     on: tuple[Literal["infrastructure", "error", "timeout"], ...] = Field(
         ("infrastructure", "error"),
-        description="what is tried again: infrastructure (a lost node or process, a host out of memory, "
-        "ranks that did not start), error (training raised), timeout (the time limit); a preempted job "
-        "always goes on",
+        description="what is tried again: infrastructure (a lost node or process, a host out of memory or "
+        "disk, ranks that did not start), error (training raised), timeout (the time limit); a preempted "
+        "job always goes on",
     )
     backoff: float = Field(
         10,

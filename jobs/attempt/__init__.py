@@ -42,7 +42,7 @@ def main(arguments: dict[str, Any]) -> None:
 
 def real_tools(settings: Settings) -> Tools:
     """The parts that the service uses. Imports torch and ray."""
-    from cluster import training
+    from cluster import faults, training
     from textvae import checkpoint
     from textvae.artifacts import Artifacts
     from textvae.sources import SourceError
@@ -55,7 +55,8 @@ def real_tools(settings: Settings) -> Tools:
     def infrastructure(error: BaseException) -> Cause | None:
         if isinstance(error, training.RankError) and error.fault is not None:
             return Cause(error.fault)
-        return Cause.OUT_OF_MEMORY if training.no_memory(error) else None
+        fault = faults.of_host(error)
+        return None if fault is None else Cause(fault)
 
     def leave() -> NoReturn:
         # Ray Train's ranks belong to this process and end with it. Nothing gentler reaches a rank that hangs.

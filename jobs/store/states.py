@@ -96,6 +96,8 @@ class Cause(StrEnum):
     """One of its ranks, or the node under it, went away while the attempt itself lived."""
     OUT_OF_MEMORY = "out-of-memory"
     """The host ran out of memory and ended it or one of its ranks."""
+    DISK = "disk"
+    """A disk that it writes to had no room left, could not be written, or failed."""
     LEASE_LOST = "lease-lost"
     """It gave up because it could not keep its lease."""
     UNREACHABLE = "unreachable"
@@ -121,6 +123,7 @@ _KINDS = {
     Cause.START_TIMEOUT: CauseKind.INFRASTRUCTURE,
     Cause.RANK_LOST: CauseKind.INFRASTRUCTURE,
     Cause.OUT_OF_MEMORY: CauseKind.INFRASTRUCTURE,
+    Cause.DISK: CauseKind.INFRASTRUCTURE,
     Cause.LEASE_LOST: CauseKind.INFRASTRUCTURE,
     Cause.UNREACHABLE: CauseKind.INFRASTRUCTURE,
 }

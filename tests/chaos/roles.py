@@ -23,6 +23,7 @@ import sqlalchemy.dialects.sqlite  # noqa: F401
 
 import textvae.sources
 import textvae.train  # noqa: F401
+from cluster.faults import of_host
 from jobs import attempt as attempts
 from jobs import service
 from jobs.attempt import Timings, Tools, work
@@ -119,7 +120,7 @@ def attempt(order: dict[str, Any]) -> None:
         verify=checkpoint.verify,
         broken=checkpoint.CheckpointError,
         hopeless=lambda error: isinstance(error, ConfigError),
-        infrastructure=lambda error: Cause.RANK_LOST if isinstance(error, RankDied) else None,
+        infrastructure=_fault,
         leave=lambda: os._exit(0),
     )
     attempts.real_tools = lambda _: tools
@@ -128,6 +129,11 @@ def attempt(order: dict[str, Any]) -> None:
     work.Timings = lambda: timings  # type: ignore[assignment,misc]
     points.install({"points": own.get("attempt")})
     attempts.main({key: order[key] for key in ("job", "number", "settings")})
+
+
+def _fault(error: BaseException) -> Cause | None:
+    fault = "rank-lost" if isinstance(error, RankDied) else of_host(error)
+    return None if fault is None else Cause(fault)
 
 
 def rank(order: dict[str, Any]) -> None:

@@ -54,7 +54,7 @@ def test_a_full_disk_fails_the_attempt_and_the_next_one_goes_on(
     redis.flush()
     assert road.refuse(point)
     first = first_attempt(road)
-    assert (first.state, first.cause) == (AttemptState.FAILED, Cause.ERROR)
+    assert (first.state, first.cause) == (AttemptState.FAILED, Cause.DISK)
     assert first.error is not None and FULL in first.error
     log = road.ground.settings.attempt_log(JOB, 1).read_text()
     assert f"OSError: {FULL}" in log and "Traceback" in log

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,10 @@ import pytest
 import ray
 import ray.train
 import torch
+from safetensors import SafetensorError
 
-from cluster import launching, training
+from cluster import faults, launching, training
+from textvae.sources import SourceError
 
 
 def test_a_host_without_memory_is_not_the_fault_of_training():
@@ -21,26 +25,41 @@ def test_a_host_without_memory_is_not_the_fault_of_training():
     with pytest.raises(MemoryError) as python:
         bytearray(2**60)
     for error in (allocating.value, python.value):
-        assert training.no_memory(error)
+        assert faults.of_host(error) == "out-of-memory"
     for error in (RuntimeError("a bug"), torch.OutOfMemoryError("CUDA out of memory")):
-        assert not training.no_memory(error)
-    desk = training._Desk(lambda message: {})
-    desk.take(
-        {
-            "kind": "failure",
-            "rank": 0,
-            "error": "MemoryError: ",
-            "traceback": "",
-            "memory": True,
-            "permanent": False,
-            "secondary": False,
-        }
-    )
-    reason = desk.reason(RuntimeError("training failed"))
-    assert isinstance(reason, training.RankError)
+        assert faults.of_host(error) is None
+    reason = told_by_a_rank(allocating.value)
     assert (reason.fault, reason.permanent) == ("out-of-memory", False)
     killed = [ray.exceptions.OutOfMemoryError("task was killed due to the node running low on memory")]
     assert training._fault(killed) == "out-of-memory"
+
+
+def test_a_disk_that_takes_nothing_is_not_the_fault_of_training():
+    """Whoever writes, and in whatever words they say it."""
+    with pytest.raises(OSError, match="No space left") as plain, Path("/dev/full").open("wb", 0) as full:
+        full.write(b"a checkpoint")
+    tensors = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    refusals = [OSError(number, os.strerror(number)) for number in (errno.EDQUOT, errno.EROFS, errno.EIO)]
+    for error in (plain.value, tensors, *refusals):
+        assert faults.of_host(error) == "disk"
+    assert training._fault([ray.exceptions.OutOfDiskError("no room to spill objects")]) == "disk"
+    for error in (FileNotFoundError(errno.ENOENT, "no such file"), RuntimeError("a disk")):
+        assert faults.of_host(error) is None
+    # Reviews that cannot be used fail a job for good; not those that a full disk could not take.
+    unprepared = SourceError("prepared: cannot be written: no space")
+    assert told_by_a_rank(unprepared).permanent
+    unprepared.__cause__ = plain.value
+    reason = told_by_a_rank(unprepared)
+    assert (reason.fault, reason.permanent) == ("disk", False)
+
+
+def told_by_a_rank(error: BaseException) -> training.RankError:
+    """What an attempt makes of the farewell of a rank that failed with this error."""
+    desk = training._Desk(lambda message: {})
+    desk.take(training._farewell(0, error))
+    reason = desk.reason(RuntimeError("training failed"))
+    assert isinstance(reason, training.RankError)
+    return reason
 
 
 def test_a_rank_that_is_killed_as_it_starts_is_not_the_fault_of_training():
