@@ -1,7 +1,8 @@
 """A kill storm over the service as a user has it: processes of its local stack are killed with -9 at random.
 
-What is killed, in which order and after which pause is drawn from the seed. Whoever operates it calls
-`textvae-jobs up` when a part has died that nothing else starts again.
+What is killed, in which order and after which pause is drawn from the seed before it begins, each victim
+from the seed and the number of its blow. Whoever operates it calls `textvae-jobs up` when a part
+has died that nothing else starts again.
 """
 
 from __future__ import annotations
@@ -35,15 +36,34 @@ _OPERATED = ("dispatcher", "redis", "head", "raylet")  # what only `up` starts a
 
 
 @dataclass(frozen=True)
+class Blow:
+    """What is killed, how many seconds after it was seen, and how many before `up`, if that is needed."""
+
+    kind: str
+    moment: float
+    rest: float
+
+
+@dataclass(frozen=True)
 class Plan:
     """How large a storm is. Its first kills are one of each kind, in a drawn order."""
 
     seed: int
     kills: int
+    kinds: tuple[str, ...] = tuple(WEIGHTS)
     epochs: int = 40
     pause: tuple[float, float] = (0.0, 2.0)  # seconds before a kill, and before `up`
     busy: int = 2  # jobs under way, always
     patience: float = 60.0  # seconds for jobs to end after the last kill, beyond those that they train
+
+    def blows(self) -> list[Blow]:
+        """What is drawn of it: one of each kind first."""
+        draw = random.Random(self.seed)
+        kinds = sorted(self.kinds)
+        draw.shuffle(kinds)
+        kinds += draw.choices(self.kinds, [WEIGHTS[kind] for kind in self.kinds], k=self.kills)
+        pause = self.pause
+        return [Blow(kind, draw.uniform(*pause), draw.uniform(*pause)) for kind in kinds[: self.kills]]
 
 
 @dataclass
@@ -63,7 +83,6 @@ class StackStorm:
     def __init__(self, plan: Plan, service: Service):
         self._plan = plan
         self._service = service
-        self._draw = random.Random(plan.seed)
         self._store = Store(service.settings.database_url)
         self._began = time.monotonic()
         self.journal = Journal()
@@ -76,11 +95,8 @@ class StackStorm:
             self._submit()
             until(lambda: not self._unfinished(), "a job to end in peace", SLOW, 0.05)
             journal.calm = time.monotonic() - began
-            kinds = sorted(WEIGHTS)
-            self._draw.shuffle(kinds)
-            kinds += self._draw.choices(list(WEIGHTS), list(WEIGHTS.values()), k=plan.kills)
-            for kind in kinds[: plan.kills]:
-                self._kill(kind)
+            for number, blow in enumerate(plan.blows()):
+                self._kill(number, blow)
             self._up()
             last = time.monotonic()
             # Those under way train side by side or one after the other.
@@ -106,18 +122,18 @@ class StackStorm:
             if each.cause is not None and each.cause.kind is not CauseKind.INFRASTRUCTURE
         ]
 
-    def _kill(self, kind: str) -> None:
-        """Kill one process of that kind, once there is one, at a drawn moment; `up` if it is needed."""
-        moment = self._pause()
+    def _kill(self, number: int, blow: Blow) -> None:
+        """Kill one process of that kind, once there is one; `up` if it is needed."""
+        kind = blow.kind
         while True:
             while self._unfinished() < self._plan.busy:
                 self._submit()
             until(lambda: self._service.processes(kind) or not self._unfinished(), f"a {kind}", SLOW, 0.05)
-            time.sleep(moment)
+            time.sleep(blow.moment)
             there = self._service.processes(kind)
             if not there:
                 continue  # its job has ended meanwhile
-            victim = self._draw.choice(there)
+            victim = random.Random(f"{self._plan.seed} {number}").choice(there)
             try:
                 os.kill(victim.pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -126,14 +142,13 @@ class StackStorm:
         self.journal.killed[kind] += 1
         self._note(f"killed {kind} {victim.pid}")
         if kind in _OPERATED:
-            time.sleep(self._pause())
+            time.sleep(blow.rest)
             self._up()
 
     def _submit(self) -> None:
         number = len(self._service.expected)
-        id = self._service.submit(
-            f"storm-{number % 3}", self._draw.randrange(10_000), self._plan.epochs, f"storm-{number:03}"
-        )
+        seed = random.Random(f"{self._plan.seed} job {number}").randrange(10_000)
+        id = self._service.submit(f"storm-{number % 3}", seed, self._plan.epochs, f"storm-{number:03}")
         self._note(f"submitted {id}")
 
     def _up(self) -> None:
@@ -146,9 +161,6 @@ class StackStorm:
     def _served(self) -> bool:
         want = {version.model: version.version for version in self._store.served()}
         return self._service.serves() == want
-
-    def _pause(self) -> float:
-        return self._draw.uniform(*self._plan.pause)
 
     def _note(self, line: str) -> None:
         self.journal.lines.append(f"{time.monotonic() - self._began:7.2f} {line}")
