@@ -54,10 +54,14 @@ class Cluster:
         await_head(self.head, self._started[0])
         self._started.append(start_node(self.head))
 
+    def node(self) -> list[psutil.Process]:
+        """Every process of the newest node."""
+        leader = psutil.Process(self._started[-1].pid)
+        return [leader, *leader.children(recursive=True)]
+
     def signal_node(self, number: signal.Signals) -> list[psutil.Process]:
         """Send a signal to every process of the newest node, and return them."""
-        leader = psutil.Process(self._started[-1].pid)
-        everyone = [leader, *leader.children(recursive=True)]
+        everyone = self.node()
         for process in everyone:
             process.send_signal(number)
         return everyone
@@ -108,7 +112,7 @@ def seen(settings: Settings) -> Iterator[tuple[Store, Queue]]:
     store.close()
 
 
-def test_a_node_that_is_lost_twice_and_replaced(
+def test_a_node_that_is_lost_again_and_again_and_replaced(
     cluster: Cluster, settings: Settings, seen: tuple[Store, Queue], tmp_path: Path
 ):
     store, queue = seen
@@ -151,6 +155,18 @@ def test_a_node_that_is_lost_twice_and_replaced(
     second = lost()
     assert second.cause is Cause.RANK_LOST, second
     assert second.resumed_from is not None
+
+    # Out of reach: nobody hears of the node any more, but its rank is there and trains on.
+    cluster.add_node()
+    trains(second.number + 1)
+    node = cluster.node()
+    (raylet,) = [process for process in node if "/raylet/raylet" in process.cmdline()[0]]
+    raylet.suspend()
+    third = lost()
+    assert third.cause is Cause.RANK_LOST, third
+    raylet.resume()
+    assert psutil.wait_procs(node, timeout=60)[1] == []
+    assert store.attempts("far")[-1] == third
 
     cluster.add_node()
     until(lambda: store.job("far").state.final, "the job to end", 120, 0.05)
