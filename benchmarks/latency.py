@@ -13,7 +13,8 @@ A B B A: through the service, and as a script that calls `TorchTrainer.fit` itse
 What is promised is ours / fit <= 1.5. That is the strict one: whoever has no service starts a script.
 
 Then, with nothing to do, it looks at the dispatcher of that stack, and submits jobs that it cancels once they
-are claimed. `queues.py` measures the same with a database full of jobs, and without Ray.
+are claimed. At last it looks at the dispatcher again, once 100,000 finished jobs are recorded and 10,000 wait
+that are too large for the machine. `queues.py` measures the same without Ray.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from queues import record
 from speed.on_ray import made_up_sentences
 from speed.turns import ratio
 
@@ -45,7 +47,7 @@ from jobs.config import JobConfig, load
 from jobs.queue import Queue
 from jobs.service import Service
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.store import JobState, Store
 
 PROMISED = 1.5
 _PATIENCE = 180.0
@@ -101,6 +103,7 @@ def main() -> None:
     with bench(given.ranks) as ground:
         result = measure(ground, given.rounds, lambda text: print(text, file=sys.stderr, flush=True))
         result["dispatcher"] = idle(ground) | claims(ground, given.submits)
+        result["dispatcher, 110,000 jobs"] = full(ground)
     result |= {"ranks": given.ranks, "rounds": given.rounds, "load before": round(load_before, 1)}
     if given.keep_log:
         given.keep_log.write_text(json.dumps(result, indent=1), encoding="utf-8")
@@ -159,9 +162,8 @@ def shown(result: Mapping[str, Any]) -> str:
         )
     lines.append(f"promised: {result['promised']}")
     lines.append(f"{result['rounds']} rounds, {result['ranks']} rank(s), load before {result['load before']}")
-    lines.append(
-        "the dispatcher, idle: " + ", ".join(f"{k} {v:.3g}" for k, v in result["dispatcher"].items())
-    )
+    for which in ("dispatcher", "dispatcher, 110,000 jobs"):
+        lines.append(f"{which}, idle: " + ", ".join(f"{k} {v:.3g}" for k, v in result[which].items()))
     for name, stages in result["stages"].items():
         lines.append(f"\n{name + ': stage':24}{'reached':>9}{'took':>9}   seconds, medians")
         before = 0.0
@@ -253,6 +255,19 @@ def claims(ground: Bench, submits: int) -> dict[str, float]:
     queue.close()
     tenths = statistics.quantiles(took, n=20) if len(took) > 1 else took
     return {"ms to claimed, p50": statistics.median(took), "p95": tenths[-1]}
+
+
+def full(ground: Bench) -> dict[str, float]:
+    """The same as `idle`, with many jobs recorded, of which none can start."""
+    store, queue = Store(ground.settings.database_url), Queue(ground.settings.redis_url)
+    record(store, ground.config, 100_000, JobState.SUCCEEDED)
+    record(store, ground.config, 10_000, JobState.QUEUED, cpus=1000.0)
+    Service(store, queue).reconcile_queue()
+    seen = idle(ground)
+    assert not store.running()
+    store.close()
+    queue.close()
+    return seen
 
 
 def since(began: float, stages: Mapping[str, float]) -> dict[str, float]:

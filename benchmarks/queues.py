@@ -158,8 +158,8 @@ def show(figures: dict[str, tuple[float, float | None, bool]], given: argparse.N
     sys.exit(1 if missed and given.strict else 0)
 
 
-def record(store: Store, config: JobConfig, jobs: int, state: JobState) -> None:
-    """Put jobs into the store, straight, with the attempts and events that they would have."""
+def record(store: Store, config: JobConfig, jobs: int, state: JobState, cpus: float = 1.0) -> None:
+    """Put jobs of so many CPUs into the store, with the attempts and events that they would have."""
     draw, now = random.Random(0), store.clock()
     text = config.model_dump(mode="json")
     ended = state.final
@@ -178,7 +178,7 @@ def record(store: Store, config: JobConfig, jobs: int, state: JobState) -> None:
                     "priority": draw.choice((0, 0, 0, 5, -5)),
                     "config": text,
                     "ranks": 1,
-                    "cpus": 1.0,
+                    "cpus": cpus,
                     "gpus": 0.0,
                     "state": state,
                     "attempt": int(ended),
@@ -202,7 +202,7 @@ def record(store: Store, config: JobConfig, jobs: int, state: JobState) -> None:
                         "started": created,
                         "finished": done,
                         "seen": done,
-                        "cpus": 1.0,
+                        "cpus": cpus,
                         "gpus": 0.0,
                         "seconds": (done - created).total_seconds(),
                     }

@@ -84,7 +84,9 @@ def test_the_ratio_is_against_fit_alone_and_against_the_whole_script(latency: Mo
     assert result["ratios"]["ours / script"]["medians"] == pytest.approx(1.0)
     assert result["stages"]["bare"] == {"fit": 3.0, "first step": 13.0}
     result["dispatcher"] = {"MB": 104.6, "% of a core": 0.5}
+    result["dispatcher, 110,000 jobs"] = {"MB": 200.1, "% of a core": 0.61}
     lines = latency.shown(result | {"ranks": 2, "rounds": 3, "load before": 0.1}).splitlines()
-    assert "the dispatcher, idle: MB 105, % of a core 0.5" in lines
+    assert "dispatcher, idle: MB 105, % of a core 0.5" in lines
+    assert "dispatcher, 110,000 jobs, idle: MB 200, % of a core 0.61" in lines
     assert any(line.startswith("ours / fit               1.30") for line in lines)
     assert f"promised: {result['promised']}" in lines and "3 rounds, 2 rank(s), load before 0.1" in lines
