@@ -84,10 +84,13 @@ class Hooks(Protocol):
     """What the caller of `run` hears and says, on rank 0 but for `epoch`. What one raises ends training."""
 
     def progress(self, progress: Progress) -> None:
-        """Training moved on."""
+        """The first step is done, training moved on, or a validation is under way."""
 
     def stop(self) -> bool:
-        """Whether to stop now; asked after every step. All ranks then stop at the same step."""
+        """Whether to stop now; asked after every step, and before every batch of a validation.
+
+        All ranks then stop at the same one.
+        """
 
     def checkpoint(self, folder: Path, digest: str, position: Position, report: Report | None) -> None:
         """A checkpoint was written to `folder`, the caller's from now on; after a stop there is no report."""
@@ -115,8 +118,9 @@ def run(
 
     With more than one rank the caller has initialised torch.distributed (or gives a `group`) and calls this
     on every rank. Checkpoints are written below `scratch` by rank 0: `epoch-01` after each epoch,
-    `step-000123` on a stop. `resume` is a checkpoint to go on from (of `digest`, if given). The caller
-    decides on the number of threads; PyTorch's global random state is left as it was found.
+    `step-000123` on a stop, unless that comes right after an epoch. `resume` is a checkpoint to go on from
+    (of `digest`, if given). The caller decides on the number of threads; PyTorch's global random state is
+    left as it was found.
 
     Training may be resumed with another number of ranks, in the middle of an epoch too: each of its reviews
     is still read once, and a step still has batch_size of them. With very few reviews a rank and step that
@@ -213,6 +217,8 @@ class _Loop:
             if report is None:
                 return Outcome(False, reports, self.position)
             reports.append(report)
+            if self.position.epoch < self.epochs and self._told_to_stop():
+                return Outcome(False, reports, self.position)
         return Outcome(True, reports, self.position)
 
     def _epoch(self) -> Report | None:
@@ -237,15 +243,15 @@ class _Loop:
             raise TrainingError(str(error)) from error
         for batch in batches:
             loss = self._step(batch, meter)
-            if not self.under_way and self.ranks.rank == 0:
+            first_step, self.under_way = not self.under_way, True
+            if first_step and self.ranks.rank == 0:
                 logger.info("the first step is done")  # the log tells how long it took to get here
-            self.under_way = True
             read = int(batch.lengths.sum())
             tokens += read
             layout = self.train_batches.layout(self.position.batch, self.position.ranks)
             self.position = Position(epoch, self.position.step + 1, self.position.batch + 1, layout)
             if self.ranks.rank == 0:
-                pace.add(loss, batch.total, read)
+                pace.add(loss, batch.total, read, at_once=first_step)
             if self.position.step % heap.TRIM_EVERY == 0:
                 heap.trim()
             if self._stopped():
@@ -257,7 +263,12 @@ class _Loop:
         sums = self._sums(meter, tokens, trained)
         train = meter.result(self.ranks.sum)
         with self._averaged():
-            report = self._judge(train, sums["tokens"] / max(trained, 1e-9), seconds - began)
+            try:
+                report = self._judge(train, sums["tokens"] / max(trained, 1e-9), seconds - began, pace)
+            except _StoppedInValidation:
+                # All steps of the epoch are taken: what goes on from here begins with this validation.
+                self._save(f"step-{self.position.step:06d}", {"seconds": self.seconds}, sums, None)
+                return None
         self.hooks.epoch(report)
         return report
 
@@ -265,16 +276,22 @@ class _Loop:
         """While it lasts the model holds what is validated and kept."""
         return self.average.shown() if self.average else nullcontext()
 
-    def _judge(self, train: dict[str, float], tokens_per_second: float, since: float) -> Report:
+    def _judge(self, train: dict[str, float], tokens_per_second: float, since: float, pace: _Pace) -> Report:
         """Validate, and write the checkpoint of an epoch that is trained; it began `since` before 0."""
-        epoch = self.position.epoch
-        calibrate(self.config, self.model, self.validation_batches, self.ranks)
-        validation = validate(self.config, self.model, self.validation_batches, self.ranks)
-        for kind, metrics in (("training", train), ("validation", validation)):
-            if not math.isfinite(metrics["loss"]):
-                raise TrainingError(
-                    f"{_where(epoch, self.position.step)}: the {kind} loss is {metrics['loss']}"
-                )
+        epoch, looks = self.position.epoch, 0
+
+        def between() -> None:
+            nonlocal looks
+            looks += 1
+            if self.ranks.rank == 0:
+                pace.wait(train["loss"])
+            if looks % self.poll_every == 0 and self._told_to_stop():
+                raise _StoppedInValidation
+
+        self._check("training", train)
+        calibrate(self.config, self.model, self.validation_batches, self.ranks, between=between)
+        validation = validate(self.config, self.model, self.validation_batches, self.ranks, between=between)
+        self._check("validation", validation)
         self.position = Position(epoch + 1, self.position.step, 0)
         report = Report(
             epoch=epoch + 1,
@@ -289,6 +306,11 @@ class _Loop:
         strict = {"train": _plain(train), "validation": _plain(validation), "seconds": self.seconds}
         self._save(f"epoch-{report.epoch:0{width}d}", strict, {}, report)
         return report
+
+    def _check(self, kind: str, metrics: dict[str, float]) -> None:
+        if not math.isfinite(metrics["loss"]):
+            where = _where(self.position.epoch, self.position.step)
+            raise TrainingError(f"{where}: the {kind} loss is {metrics['loss']}")
 
     def _step(self, batch: Batch, meter: Meter) -> Tensor:
         """One optimizer step; this rank's loss, summed over its reviews and divided by its reviews."""
@@ -334,8 +356,10 @@ class _Loop:
                     self.average.restart(parameter)
 
     def _stopped(self) -> bool:
-        if self.position.step % self.poll_every:
-            return False
+        return self.position.step % self.poll_every == 0 and self._told_to_stop()
+
+    def _told_to_stop(self) -> bool:
+        """Asked by all ranks at the same time."""
         return self.ranks.any(self.ranks.rank == 0 and self.hooks.stop())
 
     def _sums(self, meter: Meter, tokens: int, seconds: float) -> dict[str, Any]:
@@ -372,6 +396,10 @@ class _Loop:
         self.hooks.checkpoint(folder, digest, self.position, report)
 
 
+class _StoppedInValidation(Exception):
+    """On all ranks alike."""
+
+
 class _Pace:
     """Calls Hooks.progress now and then on rank 0, and looks at the loss when it does."""
 
@@ -380,32 +408,46 @@ class _Pace:
         self.since = now
         self.total = torch.zeros((), device=loop.ranks.device)
         self.steps = self.reviews = self.tokens = 0
+        self.rates = 0.0, 0.0  # reviews and tokens a second, as told last
 
-    def add(self, loss: Tensor, reviews: int, tokens: int) -> None:
+    def add(self, loss: Tensor, reviews: int, tokens: int, *, at_once: bool) -> None:
         """Count a step of `reviews` on all ranks and `tokens` on this one; `loss` stays on its device."""
         self.total += loss
         self.steps, self.reviews, self.tokens = self.steps + 1, self.reviews + reviews, self.tokens + tokens
         passed = self.loop.clock() - self.since
-        if passed < PROGRESS_INTERVAL:
+        if passed < PROGRESS_INTERVAL and not at_once:
             return
-        loop, position = self.loop, self.loop.position
         loss_now = self.total.item() / self.steps
         if not math.isfinite(loss_now):
+            position = self.loop.position
             raise TrainingError(f"{_where(position.epoch, position.step)}: the training loss is {loss_now}")
-        loop.hooks.progress(
+        tokens = self.tokens * self.loop.ranks.world_size
+        self.rates = self.reviews / max(passed, 1e-9), tokens / max(passed, 1e-9)
+        self._tell(loss_now)
+        self.since += passed
+        self.total.zero_()
+        self.steps = self.reviews = self.tokens = 0
+
+    def wait(self, loss: float) -> None:
+        """Say again where training is, while it moves on no further: the answer may be to stop."""
+        now = self.loop.clock()
+        if now - self.since >= PROGRESS_INTERVAL:
+            self.since = now
+            self._tell(loss)
+
+    def _tell(self, loss: float) -> None:
+        loop, position = self.loop, self.loop.position
+        self.loop.hooks.progress(
             Progress(
                 epoch=position.epoch + 1,
                 epochs=loop.epochs,
                 step=position.step,
                 steps=loop.epochs * len(loop.train_batches),
-                loss=loss_now,
-                reviews_per_second=self.reviews / passed,
-                tokens_per_second=self.tokens * loop.ranks.world_size / passed,
+                loss=loss,
+                reviews_per_second=self.rates[0],
+                tokens_per_second=self.rates[1],
             )
         )
-        self.since += passed
-        self.total.zero_()
-        self.steps = self.reviews = self.tokens = 0
 
 
 def _saved(config: Config, resume: Path | None, digest: str | None) -> Checkpoint | None:

@@ -44,11 +44,18 @@ def computes_bf16(device: torch.device) -> bool:
 
 
 def validate(
-    config: Config, model: TextVAE, batches: Batches, ranks: Ranks, *, seed_parts: tuple[int | str, ...] = ()
+    config: Config,
+    model: TextVAE,
+    batches: Batches,
+    ranks: Ranks,
+    *,
+    seed_parts: tuple[int | str, ...] = (),
+    between: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """The metrics of all ranks' reviews, without gradients; the same noise is drawn each time.
 
-    The KL term counts in full, whatever the warm-up: so epochs can be compared.
+    The KL term counts in full, whatever the warm-up: so epochs can be compared. `between` is called before
+    each batch, equally often on all ranks; what it raises ends the validation.
     """
     meter = Meter(config, ranks.device)
     was_training = model.training
@@ -56,6 +63,7 @@ def validate(
     try:
         with torch.no_grad(), autocast(config, ranks.device):
             for number, batch in enumerate(batches.epoch(0)):
+                between()
                 torch.manual_seed(key_of(config.seed, "validation", *seed_parts, ranks.rank, number))
                 losses = model(batch.to(ranks.device), kl_weight=objective.kl_weight(config, math.inf))
                 meter.update(losses)
@@ -66,14 +74,21 @@ def validate(
     return meter.result(ranks.sum)
 
 
-def calibrate(config: Config, model: TextVAE, batches: Batches, ranks: Ranks) -> None:
+def calibrate(
+    config: Config,
+    model: TextVAE,
+    batches: Batches,
+    ranks: Ranks,
+    *,
+    between: Callable[[], None] = lambda: None,
+) -> None:
     """Norm posterior means by how those of all ranks' `batches` vary, once training is over.
 
     To be called with reviews that were not trained on; labels are not looked at. An encoder tells reviews
     that it has seen further apart than new ones, so by the figures of the training steps new ones would have
     means that vary too little, around another center. After "precise" batch norm (Wu & Johnson, "Rethinking
     'Batch' in BatchNorm", 2021). A model without a mean norm stays as it is, and so does one that has fewer
-    than `ENOUGH` reviews to go by.
+    than `ENOUGH` reviews to go by. `between` is as in `validate`.
     """
     norm = model.mean_norm
     if norm is None:
@@ -85,6 +100,7 @@ def calibrate(config: Config, model: TextVAE, batches: Batches, ranks: Ranks) ->
     try:
         with torch.no_grad(), autocast(config, ranks.device):
             for each in batches.epoch(0):
+                between()
                 batch = each.to(ranks.device)
                 raw = model.raw_means(batch.tokens, batch.lengths).double()  # (batch, latent)
                 sums += torch.cat((raw.sum(dim=0), raw.square().sum(dim=0), raw.new_full((1,), len(raw))))

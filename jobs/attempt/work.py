@@ -58,6 +58,7 @@ class Work:
         self._records = Records(store, queue, settings, job, number, log, tools, self._timings, clock)
         self._started: float | None = None  # when the ranks said something first
         self._heard = 0.0  # and last
+        self._trained = False  # they have told of a step
         self._stop = threading.Event()  # training is asked to stop
         self._why = Cause.CANCELLED  # why it is
         self._excuse: str | None = None  # the error that is recorded then
@@ -110,8 +111,10 @@ class Work:
             self._heard = self._clock()
             match message.get("kind"):
                 case "progress":
+                    self._trained = True
                     self._records.progress(message)
                 case "checkpoint":
+                    self._trained = True
                     self._records.checkpoint(message)
                 case "log":
                     self._log.write(str(message["text"]))
@@ -201,11 +204,11 @@ class Work:
         elif why is Cause.STOPPED_EARLY:
             self._excuse = job.stopped
         self._stop.set()
-        if self._started is not None:
+        if self._trained:
             told = f"{_SAID[why]}, as {self._excuse}" if self._excuse else _SAID[why]
             self._log.write(f"{told}: stopping with a checkpoint")
             return
-        # There is no rank yet that could be asked, and nothing to lose.
+        # There are no ranks yet, or they prepare reviews and model, which may take minutes: nothing to lose.
         self._end(_STOPPED[why], why, self._excuse, said=f"{_SAID[why]} before training began")
 
     def _listen(self) -> None:

@@ -20,24 +20,31 @@ from textvae.vocabulary import PAD
 
 
 class Hooks:
-    """Stops at one step, and remembers the last checkpoint."""
+    """Stops after one step, or before a batch of validation, counted over all epochs."""
 
-    def __init__(self, stop_at: int | None):
-        self.stop_at = stop_at
-        self.asked = 0
+    def __init__(self, stop_at: int | None, in_validation: int | None):
+        self.stop_at, self.in_validation = stop_at, in_validation
+        self.steps = self.validated = 0
+        self.between = False  # an epoch is over, the next one has not begun
 
     def progress(self, progress: train.Progress) -> None:
         pass
 
     def stop(self) -> bool:
-        self.asked += 1
-        return self.asked == self.stop_at
+        if not torch.is_grad_enabled():  # as it is in a validation alone
+            self.validated += 1
+            return self.validated == self.in_validation
+        if self.between:
+            self.between = False
+            return False
+        self.steps += 1
+        return self.steps == self.stop_at
 
     def checkpoint(self, folder: Path, digest: str, position: Position, report: train.Report | None) -> None:
         pass
 
     def epoch(self, report: train.Report) -> None:
-        pass
+        self.between = True
 
 
 def noting(file: Path, step: Callable[..., Any]) -> Callable[..., Any]:
@@ -63,7 +70,7 @@ def main(rank: int, world_size: int, port: int, jobs: list[dict[str, Any]]) -> N
             parse(Config, job["config"]),
             data_folder=Path(job["data"]),
             scratch=Path(job["scratch"]),
-            hooks=Hooks(job.get("stop_at")),
+            hooks=Hooks(job.get("stop_at"), job.get("in_validation")),
             rank=rank,
             world_size=world_size,
             max_ranks=job.get("max_ranks"),

@@ -215,12 +215,14 @@ def test_progress_is_told_by_the_clock(folder, tmp_path):
     config = elbo(folder, training={"epochs": 1})
     run(config, folder, tmp_path, hooks, clock=lambda: next(ticks) * 0.25)
     steps = [each.step for each in hooks.progressed]
-    assert steps == [2, 4, 6, 8]  # every 0.5 s, the first step past PROGRESS_INTERVAL
-    first = hooks.progressed[0]
+    # The first at once, then every 0.5 s, the first step past PROGRESS_INTERVAL; in validation too.
+    assert steps == [1, 3, 5, 7, STEPS]
+    first, *_, trained, validating = hooks.progressed
     assert (first.epoch, first.epochs, first.steps) == (1, 1, STEPS)
     assert first.reviews_per_second == 36 / 0.5
     assert first.tokens_per_second > first.reviews_per_second
     assert first.loss > 0
+    assert validating.reviews_per_second == trained.reviews_per_second
 
 
 def test_a_naive_bayes_feature_needs_labels_of_both_kinds(folder, tmp_path):

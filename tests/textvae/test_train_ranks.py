@@ -95,6 +95,12 @@ def test_several_ranks_take_the_exact_step_of_one_and_resume_bit_for_bit(folder,
                 "scratch": str(tmp_path / "resumed"),
                 "resume": str(tmp_path / f"stopped/step-{stop_at:06d}"),
             },
+            {**job, "scratch": str(tmp_path / "in-validation"), "in_validation": 2},
+            {
+                **job,
+                "scratch": str(tmp_path / "judged-again"),
+                "resume": str(tmp_path / f"in-validation/step-{2 * STEPS:06d}"),
+            },
             {**in_stages, "scratch": str(tmp_path / "staged")},
             {**in_stages, "scratch": str(tmp_path / "staged-stopped"), "stop_at": stop_at},
             {
@@ -113,6 +119,7 @@ def test_several_ranks_take_the_exact_step_of_one_and_resume_bit_for_bit(folder,
         mine, theirs = (checkpoint.load(place).metrics["train"] for place in places)
         assert mine == pytest.approx(theirs, rel=1e-5)
     assert same_checkpoint(tmp_path / "whole/epoch-03", tmp_path / "resumed/epoch-03")
+    assert same_checkpoint(tmp_path / "whole/epoch-03", tmp_path / "judged-again/epoch-03")
     assert same_checkpoint(tmp_path / "staged/epoch-03", tmp_path / "staged-resumed/epoch-03")
 
 

@@ -51,6 +51,34 @@ def test_stopped_and_resumed_training_ends_with_the_same_weights(folder, whole, 
     assert [each.validation for each in outcome.reports] == [each.validation for each in expected]
 
 
+# `modern` looks at its validation reviews, one batch, twice: to settle the norm of its means, and to judge.
+@pytest.mark.parametrize(
+    ("of", "batch", "epochs"), [(elbo, 1, 0), (elbo, 2, 1), (modern, 1, 0), (modern, 2, 0), (modern, 3, 1)]
+)
+def test_a_validation_is_stopped_and_done_again(folder, tmp_path, of, batch, epochs):
+    config = of(folder)
+    whole, stopped, resumed = Hooks(), Hooks(in_validation=batch), Hooks()
+    run(config, folder, tmp_path / "whole", whole)
+    outcome = run(config, folder, tmp_path / "stopped", stopped)
+    step = (epochs + 1) * STEPS
+    assert not outcome.finished and len(outcome.reports) == epochs and outcome.position.step == step
+    at, digest, position, report = stopped.checkpoints[-1]
+    assert (at.name, position, report) == (f"step-{step:06d}", outcome.position, None)
+    run(config, folder, tmp_path / "resumed", resumed, resume=at, digest=digest)
+    assert same_checkpoint(whole.checkpoints[-1][0], resumed.checkpoints[-1][0])
+    assert [(each.train, each.validation) for each in resumed.epochs] == [
+        (each.train, each.validation) for each in whole.epochs[epochs:]
+    ]
+
+
+def test_a_stop_after_an_epoch_needs_no_other_checkpoint(folder, whole, tmp_path):
+    stopped = Hooks(at_epoch=2)
+    outcome = run(elbo(folder), folder, tmp_path, stopped)
+    assert not outcome.finished and outcome.position == Position(2, 2 * STEPS, 0)
+    assert [at.name for at, *_ in stopped.checkpoints] == ["epoch-01", "epoch-02"]
+    assert same_checkpoint(whole[0].checkpoints[1][0], stopped.checkpoints[1][0])
+
+
 def test_training_resumes_from_the_checkpoint_of_an_epoch_too(folder, whole, tmp_path):
     hooks = Hooks()
     at, digest, *_ = whole[0].checkpoints[0]

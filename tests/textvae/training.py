@@ -71,11 +71,17 @@ def seed(folder: Path) -> Config:
 
 
 class Hooks:
-    """Remembers everything, and stops after the given step."""
+    """Remembers everything, and stops after a step, before a batch of validation, or after an epoch.
 
-    def __init__(self, stop_after: int | None = None):
-        self.stop_after = stop_after
-        self.steps = 0
+    Each is counted from 1, over all epochs.
+    """
+
+    def __init__(
+        self, stop_after: int | None = None, *, in_validation: int | None = None, at_epoch: int | None = None
+    ):
+        self.stop_after, self.in_validation, self.at_epoch = stop_after, in_validation, at_epoch
+        self.steps = self.validated = 0
+        self.between = False  # an epoch is over, the next one has not begun
         self.progressed: list[Progress] = []
         self.checkpoints: list[tuple[Path, str, Position, Report | None]] = []
         self.epochs: list[Report] = []
@@ -84,6 +90,12 @@ class Hooks:
         self.progressed.append(progress)
 
     def stop(self) -> bool:
+        if not torch.is_grad_enabled():  # as it is in a validation alone
+            self.validated += 1
+            return self.validated == self.in_validation
+        if self.between:
+            self.between = False
+            return len(self.epochs) == self.at_epoch
         self.steps += 1
         return self.steps == self.stop_after
 
@@ -92,6 +104,7 @@ class Hooks:
 
     def epoch(self, report: Report) -> None:
         self.epochs.append(report)
+        self.between = True
 
 
 def run(config: Config, folder: Path, scratch: Path, hooks: Hooks, **more: Any) -> Outcome:

@@ -75,10 +75,15 @@ def test_training_that_finishes_in_spite_of_a_cancel_has_succeeded(
     assert store.job("first").state is JobState.SUCCEEDED
 
 
-def test_a_cancel_before_any_rank_has_started_ends_the_process(
-    train: Train, store: Store, service: Service, left: threading.Event
+@pytest.mark.parametrize("started", [False, True])
+def test_a_cancel_before_any_step_ends_the_process(
+    train: Train, store: Store, service: Service, left: threading.Event, started: bool
 ):
+    """Ranks that prepare their reviews may take minutes, and do not hear of it: they are not waited for."""
+
     def hangs(training: Training) -> str:
+        if started:
+            training.say(kind="log", text="rank 0: reading reviews")
         service.cancel("first")
         assert left.wait(10)  # the ranks would be gone by now
         raise RuntimeError("killed")
