@@ -13,6 +13,9 @@ from jobs.store import Store
 
 logger = logging.getLogger("textvae.serve")
 
+Essence = dict[str, tuple[int | None, str | None]]
+"""Of each model the version and its SHA-256: what must agree. A server may tell more about what it serves."""
+
 
 class Server(Protocol):
     """What serves the model versions: `cluster.serving`, or a test's. Its verbs raise if it does not answer.
@@ -74,8 +77,27 @@ class Keeper:
         return changed
 
     def compare(self) -> bool:
-        """Change what is served if it differs; whether it did. Raises what the server or the store raise."""
-        desired = {
+        """Change what is served if it differs; whether it did. Raises what the server or the store raise.
+
+        While nothing is promoted it is left as it is: Serve need not be there yet.
+        """
+        desired = self._desired()
+        if not desired or self.served() == _essence(desired):
+            return False
+        self._server.apply(desired)
+        logger.info("serving %s", ", ".join(f"{name} v{v['version']}" for name, v in sorted(desired.items())))
+        return True
+
+    def promoted(self) -> Essence:
+        """What should be served. Raises what the store raises."""
+        return _essence(self._desired())
+
+    def served(self) -> Essence:
+        """What is served now. Raises what the server raises."""
+        return _essence(self._server.current())
+
+    def _desired(self) -> dict[str, dict[str, Any]]:
+        return {
             version.model: {
                 "version": version.version,
                 "location": self._location(version.location),
@@ -83,15 +105,7 @@ class Keeper:
             }
             for version in self._store.served()
         }
-        if not desired:
-            return False
-        if _essence(self._server.current()) == _essence(desired):
-            return False
-        self._server.apply(desired)
-        logger.info("serving %s", ", ".join(f"{name} v{v['version']}" for name, v in sorted(desired.items())))
-        return True
 
 
-def _essence(versions: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[Any, Any]]:
-    """What must agree; a server may tell more about what it serves."""
+def _essence(versions: Mapping[str, Mapping[str, Any]]) -> Essence:
     return {name: (version.get("version"), version.get("digest")) for name, version in versions.items()}

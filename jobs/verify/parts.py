@@ -40,7 +40,7 @@ class Kind(StrEnum):
     HALF_WRITTEN = "half-written"
     """What a process that was killed left of a checkpoint that it wrote, copied or deleted."""
     NOT_SERVED = "not-served"
-    """What is served is not what was promoted."""
+    """What is served is not what was promoted, or its files are others."""
     NO_DISPATCHER = "no-dispatcher"
     """No dispatcher has looked at the cluster within the last minute."""
     UNREACHABLE = "unreachable"

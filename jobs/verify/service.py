@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from jobs.keeper import Keeper
+from jobs.keeper import Essence, Keeper
 from jobs.service import LAUNCH_GRACE, same_order
 from jobs.store import AttemptState, repairs
 from jobs.verify.parts import Cluster, Disagreement, Finding, Kind, Parts
@@ -127,14 +127,18 @@ def dispatcher(parts: Parts) -> Iterator[Finding]:
 def served(parts: Parts) -> Iterator[Finding]:
     if parts.server is None:
         return
-    store = parts.service.store
-    current: Mapping[str, Mapping[str, Any]] = parts.server.current()
-    served = {name: version.get("version") for name, version in current.items()}
-    promoted = {version.model: version.version for version in store.served()}
-    if promoted and served != promoted:
-        yield (
-            Disagreement(
-                Kind.NOT_SERVED, "the served models", f"are {served}, promoted are {promoted}", "serve them"
-            ),
-            Keeper(store, parts.server, parts.artifacts.location).compare,
-        )
+    keeper = Keeper(parts.service.store, parts.server, parts.artifacts.location)
+    served, promoted = keeper.served(), keeper.promoted()
+    if served == promoted:
+        return
+    what = f"are {_versions(served)}, promoted are {_versions(promoted)}"
+    if promoted:
+        yield Disagreement(Kind.NOT_SERVED, "the served models", what, "serve them"), keeper.compare
+    else:
+        detail = f"{what}: of another database?"
+        yield Disagreement(Kind.NOT_SERVED, "the served models", detail, None), None
+
+
+def _versions(essence: Essence) -> str:
+    told = (f"{name} v{version} ({(digest or '?')[:12]})" for name, (version, digest) in essence.items())
+    return ", ".join(sorted(told)) or "none"

@@ -38,6 +38,32 @@ def test_parts_that_agree(parts: Parts, store: Store, settings: Settings, train:
     assert verify(parts) == []
 
 
+def test_a_served_version_of_the_promoted_number_with_other_files(
+    parts: Parts, store: Store, settings: Settings, train: Any, server: Server, cluster: Cluster
+):
+    """As after the restore of an older copy: its numbers are given out a second time."""
+    train("first")
+    cluster.alive.add("first-1")
+    promote(store, settings, "first")
+    verify(parts, repair=True)
+    version = store.version("reviews")
+    server.serves = {"reviews": {**server.serves["reviews"], "digest": "d" * 64}}
+    (found,) = verify(parts)
+    told = f"are reviews v1 (dddddddddddd), promoted are reviews v1 ({version.digest[:12]})"
+    assert (found.kind, found.detail) == (Kind.NOT_SERVED, told)
+    repaired(parts, Kind.NOT_SERVED)
+    assert server.serves["reviews"]["digest"] == version.digest
+
+
+def test_what_is_served_while_nothing_is_promoted_is_only_named(parts: Parts, server: Server):
+    """It may be of another database: this one may be the wrong one."""
+    server.serves = {"reviews": {"version": 3, "digest": "d" * 64}}
+    (found,) = verify(parts, repair=True)
+    assert (found.kind, found.repair, found.repaired) == (Kind.NOT_SERVED, None, False)
+    assert "are reviews v3 (dddddddddddd), promoted are none" in found.detail
+    assert server.serves
+
+
 def test_a_job_that_is_not_queued_and_one_that_should_not_be(
     parts: Parts, queue: Queue, add_job: AddJob, service: Service
 ):
