@@ -21,6 +21,7 @@ one Redis server, not a Redis Cluster. Only commands of Redis 6.2 are used.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -111,6 +112,14 @@ class Entry:
     number: int  # of the attempt to open
     priority: int  # higher goes first
     sequence: int  # order of submission
+
+
+@dataclass(frozen=True)
+class Lease:
+    """That an attempt may work on its job."""
+
+    number: int  # of the attempt
+    seconds: float  # until it ends, unless somebody renews it
 
 
 class Queue:
@@ -212,6 +221,23 @@ class Queue:
         with self._answering() as server:
             held = server.mget([self._key(f"lease:{job}") for job in jobs])
         return {job: int(number) for job, number in zip(jobs, held, strict=True) if number is not None}
+
+    def all_leases(self) -> dict[str, Lease]:
+        """Every lease that there is, by job, whether or not anybody knows of the job."""
+        prefix = self._key("lease:")
+        with self._answering() as server:
+            keys = sorted(set(server.scan_iter(match=f"{prefix}*", count=1000)))
+            with server.pipeline(transaction=True) as each:
+                for key in keys:
+                    each.get(key)
+                    each.pttl(key)
+                told = each.execute()
+        found = zip(keys, told[::2], told[1::2], strict=True)
+        return {
+            key.removeprefix(prefix): Lease(int(number), math.inf if left < 0 else left / 1000)
+            for key, number, left in found
+            if number is not None
+        }
 
     def ring(self, job: str | None = None) -> None:
         """Wake the dispatchers, or whoever waits for a change of `job`."""

@@ -37,6 +37,7 @@ ALPHABET = "23456789abcdefghjkmnpqrstwxyz"
 _GIVEN_ID = re.compile(r"[a-z0-9][a-z0-9-]{2,39}")
 _OWNER = 200  # characters: PostgreSQL takes no more
 _SWEEP_ID = 35  # characters of a sweep's id: its children's have up to five more, and 40 at most
+CLAIM_LEASE = 15.0  # seconds that a claim on a job holds; its attempt is recorded meanwhile, and renews it
 LAUNCH_GRACE = 20.0  # seconds that a launched attempt's process may take to come up before it counts as lost
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 
 from jobs.failures import Failures
 from jobs.scheduling import Node
+from jobs.service import CLAIM_LEASE
 
 State = Literal["alive", "dead", "unknown"]
 Places = tuple[tuple[str, int], ...]  # machines, and how many ranks are on each
@@ -38,7 +39,7 @@ class Timings:
 
     rest: float = 1.0  # longest wait for the bell between two passes
     reconcile: float = 5.0  # between two comparisons of the queue with the store; more if there is much of it
-    claim_lease: float = 15.0  # that a claim holds before the attempt renews it
+    claim_lease: float = CLAIM_LEASE  # that a claim holds before the attempt renews it
     cancel_grace: float = 30.0  # that an attempt has to stop by itself after a cancel, or to make way
     silence: float = 60.0  # without a sign of life after which an attempt that is there is killed
     start_timeout: float = 120.0  # in which the ranks of an attempt must have started

@@ -12,7 +12,7 @@ from dataclasses import replace
 from jobs.queue import QueueUnavailable
 from jobs.verify.files import checkpoints, files, versions
 from jobs.verify.parts import Disagreement, Kind, Parts
-from jobs.verify.service import attempts, database, dispatcher, queue, served
+from jobs.verify.service import attempts, database, dispatcher, leases, queue, served
 
 __all__ = ["Disagreement", "Kind", "Parts", "verify"]
 
@@ -23,7 +23,7 @@ def verify(parts: Parts, *, repair: bool = False) -> list[Disagreement]:
     Raises StoreUnavailable without a database: there is nothing then to compare anything with.
     """
     found: list[Disagreement] = []
-    with_redis = (attempts, queue, dispatcher) if parts.redis else ()
+    with_redis = (attempts, queue, leases, dispatcher) if parts.redis else ()
     for look in (database, *with_redis, checkpoints, versions, files, served):
         try:
             findings = list(look(parts))

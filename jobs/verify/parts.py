@@ -24,7 +24,7 @@ class Kind(StrEnum):
     FOREIGN = "foreign"
     """The queue holds a job that may not start."""
     LEASE = "lease"
-    """An attempt that has ended holds a lease still."""
+    """A lease is held, and not by an active attempt: it has ended, or nobody has recorded it."""
     DEAD = "dead"
     """An active attempt has no process."""
     ZOMBIE = "zombie"

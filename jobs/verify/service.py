@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from jobs.keeper import Essence, Keeper
-from jobs.service import LAUNCH_GRACE, same_order
+from jobs.service import CLAIM_LEASE, LAUNCH_GRACE, same_order
 from jobs.store import AttemptState, repairs
 from jobs.verify.parts import Cluster, Disagreement, Finding, Kind, Parts
 
+_MOMENT = 0.5  # seconds between two looks at what may be under way
 _LEAVING = 60.0  # seconds that the process of an attempt that has ended may take to go
 
 
@@ -76,7 +78,7 @@ def queue(parts: Parts) -> Iterator[Finding]:
     foreign = set(entries) - set(waiting)
     if wrong or foreign:
         # A submit or a claim may have been under way: what is wrong for good is so a moment later.
-        time.sleep(0.5)
+        time.sleep(_MOMENT)
         entries = queue.entries()
         waiting = {job.id: job.attempt + 1 for job in store.queued() if job.eligible}
         wrong &= {id for id, number in waiting.items() if entries.get(id) != number}
@@ -104,18 +106,55 @@ def queue(parts: Parts) -> Iterator[Finding]:
             Disagreement(Kind.FOREIGN, f"job {id}", "is in the queue and may not start", "take it out"),
             parts.service.reconcile_queue,
         )
-    # In this order: what was a job's newest attempt before no attempt of it was active has ended.
-    newest = {job.id: job.attempt for job in store.jobs() if job.attempt}
-    active = {attempt.job for attempt in store.attempts(active=True)}
-    ended = {id: number for id, number in newest.items() if id not in active}
-    for id, number in sorted(queue.leases(ended).items()):
-        if number <= ended[id]:
-            yield (
-                Disagreement(
-                    Kind.LEASE, f"job {id}", f"attempt {number} has ended and holds a lease", "release it"
-                ),
-                partial(queue.release, id, number),
-            )
+
+
+def leases(parts: Parts) -> Iterator[Finding]:
+    astray = _astray(parts)
+    deadline = time.monotonic() + CLAIM_LEASE
+    while astray:
+        # An attempt ends before it gives up its lease, and a claim takes one before its attempt is recorded.
+        # What is astray for good is so a moment later; a claim that was given up, until it ends by itself.
+        time.sleep(_MOMENT)
+        again = _astray(parts)
+        astray = {which: again[which] for which in astray if which in again}
+        if time.monotonic() >= deadline or not any(each.claim for each in astray.values()):
+            break
+    for (job, number), each in sorted(astray.items()):
+        yield (
+            Disagreement(Kind.LEASE, f"job {job}", f"attempt {number} {each.detail}", "release it"),
+            partial(parts.service.queue.release, job, number),
+        )
+
+
+@dataclass(frozen=True)
+class _Astray:
+    """A lease that no active attempt holds."""
+
+    detail: str
+    claim: bool  # whether it may be a claim's, whose attempt is about to be recorded
+
+
+def _astray(parts: Parts) -> dict[tuple[str, int], _Astray]:
+    """Such leases, by job and the number of the attempt."""
+    store = parts.service.store
+    # Attempts last: one that is opened meanwhile is active by the time that it is looked for.
+    held = parts.service.queue.all_leases()
+    newest = {job.id: job.attempt for job in store.jobs()}
+    active = {(attempt.job, attempt.number) for attempt in store.attempts(active=True)}
+    found = {}
+    for job, lease in held.items():
+        if (job, lease.number) in active:
+            continue
+        claim = False
+        if job not in newest:
+            detail = "holds a lease; there is no such job"
+        elif lease.number <= newest[job]:
+            detail = "has ended and holds a lease"
+        else:
+            detail = f"holds a lease; its job has had {newest[job]}"
+            claim = lease.number == newest[job] + 1 and lease.seconds <= CLAIM_LEASE
+        found[job, lease.number] = _Astray(detail, claim)
+    return found
 
 
 def dispatcher(parts: Parts) -> Iterator[Finding]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -223,6 +224,19 @@ def test_a_priority_out_of_range_is_refused(queue: Queue, priority: int):
         queue.push([entry("first", 1, priority=priority)])
 
 
+def test_all_leases_of_whatever_job(queue: Queue, redis_server: RedisServer):
+    assert queue.all_leases() == {}
+    queue.renew("first", 2, 60)
+    queue.renew("sweep.1", 1, 5)
+    client = redis.Redis.from_url(redis_server.url)
+    client.set("textvae:lease:stuck", 3)
+    client.close()
+    found = queue.all_leases()
+    assert {job: lease.number for job, lease in found.items()} == {"first": 2, "stuck": 3, "sweep.1": 1}
+    assert 50 < found["first"].seconds <= 60 and 0 < found["sweep.1"].seconds <= 5
+    assert found["stuck"].seconds == math.inf
+
+
 def test_every_key_expires_or_is_one_of_a_few(queue: Queue, redis_server: RedisServer):
     """Nothing of a job stays in Redis for ever."""
     queue.push([entry("first", 1), entry("second", 2)])
@@ -252,6 +266,7 @@ def test_without_redis_every_call_says_so(redis_server: RedisServer):
         lambda queue: queue.renew("first", 1, 1),
         lambda queue: queue.release("first", 1),
         lambda queue: queue.leases(["first"]),
+        lambda queue: queue.all_leases(),
         lambda queue: queue.ring(),
         lambda queue: queue.bell(),
         lambda queue: queue.publish_progress("first", {}),

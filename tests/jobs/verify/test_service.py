@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ import pytest
 from sqlalchemy import update
 
 from jobs.queue import Entry, Queue
-from jobs.service import Service
+from jobs.service import CLAIM_LEASE, Service
 from jobs.settings import Settings
 from jobs.store import AttemptState, Job, JobState, Store
 from jobs.store.tables import JobRow
 from jobs.verify import Kind, Parts, verify
+from jobs.verify import service as verify_service
 
 from ..conftest import Clock, RedisServer
 from ..trained import promote
@@ -86,6 +87,88 @@ def test_a_lease_of_an_attempt_that_has_ended(parts: Parts, store: Store, queue:
     store.finish_attempt("first", 1, AttemptState.SUCCEEDED, by="attempt")
     queue.renew("first", 1, 60)
     repaired(parts, Kind.LEASE)
+
+
+@pytest.mark.parametrize(
+    ("job", "number", "told"),
+    [
+        ("nobody", 1, "holds a lease; there is no such job"),
+        ("fresh", 1, "holds a lease; its job has had 0"),
+        ("busy", 1, "has ended and holds a lease"),
+        ("busy", 7, "holds a lease; its job has had 2"),
+    ],
+)
+def test_a_lease_that_no_active_attempt_holds(
+    parts: Parts, service: Service, add_job: AddJob, job: str, number: int, told: str
+):
+    """As after the restore of an older copy, while what it replaces is at work still."""
+    for id in ("busy", "fresh"):
+        add_job(id)
+    service.store.open_attempt("busy", 1, "dispatcher")
+    service.finish("busy", 1, AttemptState.LOST, by="dispatcher")
+    service.store.open_attempt("busy", 2, "dispatcher")
+    service.reconcile_queue()
+    assert verify(parts) == []
+    service.queue.renew(job, number, 60)
+    (found,) = verify(parts)
+    assert (found.kind, found.what, found.detail) == (Kind.LEASE, f"job {job}", f"attempt {number} {told}")
+    repaired(parts, Kind.LEASE)
+    assert service.queue.leases([job]) == {}
+
+
+@dataclass
+class Time:
+    """The time of whoever looks twice: it passes when he waits, and something happens."""
+
+    happens: Callable[[], object]
+    now: float = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.happens()
+
+
+def test_a_claim_whose_attempt_is_recorded_a_moment_later(
+    parts: Parts, store: Store, queue: Queue, service: Service, add_job: AddJob, monkeypatch: Any
+):
+    add_job("first")
+    service.reconcile_queue()
+    queue.take({"first": 1}, CLAIM_LEASE)
+    looks = 0
+
+    def third_time() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            assert store.open_attempt("first", 1, "dispatcher")
+
+    monkeypatch.setattr(verify_service, "time", Time(third_time))
+    assert list(verify_service.leases(parts)) == []
+    assert looks == 3
+
+
+def test_a_claim_that_was_given_up_ends_by_itself(
+    parts: Parts, queue: Queue, service: Service, add_job: AddJob
+):
+    """A dispatcher has died before it recorded an attempt; another has queued the job again."""
+    add_job("first")
+    queue.take({"first": 1}, 1.2)
+    service.reconcile_queue()
+    assert verify(parts) == []
+    assert queue.leases(["first"]) == {}
+
+
+def test_what_looks_like_a_claim_for_longer_than_one_holds_is_none(
+    parts: Parts, queue: Queue, service: Service, add_job: AddJob, monkeypatch: Any
+):
+    add_job("first")
+    service.reconcile_queue()
+    queue.renew("first", 1, 10)
+    monkeypatch.setattr(verify_service, "time", Time(lambda: queue.renew("first", 1, 10)))
+    assert kinds(verify(parts)) == [Kind.LEASE]
 
 
 @pytest.mark.parametrize("read", ["jobs", "attempts"])
