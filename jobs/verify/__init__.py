@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from jobs.queue import QueueUnavailable
 from jobs.verify.files import checkpoints, files, versions
-from jobs.verify.parts import Disagreement, Kind, Parts
-from jobs.verify.service import attempts, database, dispatcher, leases, queue, served
+from jobs.verify.parts import Disagreement, Finding, Kind, Parts
+from jobs.verify.service import attempts, database, dispatcher, leases, processes, queue, served
 
 __all__ = ["Disagreement", "Kind", "Parts", "verify"]
 
@@ -24,12 +24,14 @@ def verify(parts: Parts, *, repair: bool = False) -> list[Disagreement]:
     """
     found: list[Disagreement] = []
     with_redis = (attempts, queue, leases, dispatcher) if parts.redis else ()
-    for look in (database, *with_redis, checkpoints, versions, files, served):
+    for look in (database, processes, *with_redis, checkpoints, versions, files, served):
+        findings: list[Finding] = []
+        silent: list[Disagreement] = []
         try:
-            findings = list(look(parts))
+            for each in look(parts):
+                findings.append(each)  # what was found before a part fell silent is true all the same
         except (QueueUnavailable, OSError, RuntimeError) as error:
-            found.append(Disagreement(Kind.UNREACHABLE, look.__name__, str(error), None))
-            continue
+            silent = [Disagreement(Kind.UNREACHABLE, look.__name__, str(error), None)]
         for finding, mend in findings:
             if not repair or mend is None:
                 found.append(finding)
@@ -40,4 +42,5 @@ def verify(parts: Parts, *, repair: bool = False) -> list[Disagreement]:
                 found.append(replace(finding, detail=f"{finding.detail}; not repaired: {error}"))
                 continue
             found.append(replace(finding, repaired=True))
+        found += silent
     return found

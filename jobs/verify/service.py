@@ -25,16 +25,16 @@ def database(parts: Parts) -> Iterator[Finding]:
         yield Disagreement(Kind.CONTRADICTION, what, wrong, None), None
 
 
-def attempts(parts: Parts) -> Iterator[Finding]:
+def processes(parts: Parts) -> Iterator[Finding]:
     if parts.cluster is None:
         return
-    store, queue, cluster = parts.service.store, parts.service.queue, parts.cluster
+    store, cluster = parts.service.store, parts.cluster
     # An attempt is recorded before it is launched, and its end before its process ends: what ran before this
     # look at the records, and is none of the active ones, has been told to go.
     names = cluster.names()
-    active = {attempt.actor: attempt for attempt in store.attempts(active=True)}
+    active = {attempt.actor for attempt in store.attempts(active=True)}
     now = store.clock()
-    for name in sorted(names - set(active)):
+    for name in sorted(names - active):
         attempt = next((a for a in store.attempts(name.rpartition("-")[0]) if a.actor == name), None)
         if attempt is None:
             detail = "runs still; no attempt of that name is recorded"
@@ -44,6 +44,15 @@ def attempts(parts: Parts) -> Iterator[Finding]:
                 Disagreement(Kind.ZOMBIE, name, "runs still; its attempt has ended", "kill it"),
                 partial(cluster.stop, name),
             )
+
+
+def attempts(parts: Parts) -> Iterator[Finding]:
+    if parts.cluster is None:
+        return
+    store, queue, cluster = parts.service.store, parts.service.queue, parts.cluster
+    names = cluster.names()
+    active = {attempt.actor: attempt for attempt in store.attempts(active=True)}
+    now = store.clock()
     leases = queue.leases({attempt.job for attempt in active.values()})
     for name, attempt in sorted(active.items()):
         age = (now - attempt.opened).total_seconds()

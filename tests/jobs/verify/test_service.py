@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -261,6 +262,27 @@ def test_a_process_of_an_attempt_that_has_ended(
         (Kind.ZOMBIE, "somebody-else", False),
     ]
     assert cluster.alive == {"somebody-else"}
+
+
+def test_what_is_found_is_named_whatever_does_not_answer_after_it(
+    parts: Parts,
+    store: Store,
+    redis_server: RedisServer,
+    settings: Settings,
+    train: Any,
+    cluster: Cluster,
+    clock: Clock,
+):
+    for id in ("first", "second"):
+        train(id, 1)
+    store.finish_attempt("first", 1, AttemptState.SUCCEEDED, by="attempt")
+    cluster.alive |= {"first-1", "second-1"}
+    clock.forward(100)
+    redis_server.stop()
+    shutil.rmtree(Path(settings.storage) / "jobs/first/attempt-1/epoch-01")
+    found = kinds(verify(parts, repair=True))
+    assert found[0] is Kind.ZOMBIE and cluster.alive == {"second-1"}
+    assert Kind.CHECKPOINT in found and found.count(Kind.UNREACHABLE) == 4
 
 
 def test_records_that_contradict_one_another_are_named(
