@@ -212,6 +212,26 @@ def placements(*, timeout: float = 5.0) -> dict[str, tuple[tuple[str, int], ...]
     return _within(timeout, "asking for the places of ranks", ask)
 
 
+def leftovers(*, timeout: float = 5.0) -> dict[str, bool]:
+    """What attempts have made and not survived, in words, each with whether `give_back` removes it.
+
+    Placement groups it does. Ray itself ends controllers and ranks with their attempt; one that it leaves
+    nobody else can end. Raises ClusterError if Ray is silent.
+    """
+
+    def ask() -> dict[str, bool]:
+        groups = {f"placement group {each.placement_group_id.hex()}": True for each in _orphaned_groups()}
+        actors = {f"actor {each.actor_id.hex()} ({each.class_name})": False for each in _orphaned_actors()}
+        return groups | actors
+
+    return _within(timeout, "asking for what attempts have left", ask)
+
+
+def give_back(*, timeout: float = 5.0) -> None:
+    """Remove the placement groups that are left over; `nodes` does so, too. Or ClusterError."""
+    _within(timeout, "giving back what attempts have left", _give_back)
+
+
 def stop(name: str, *, timeout: float = 30.0) -> None:
     """Kill the attempt called `name` and wait until it and its ranks are gone; nothing happens if it is.
 
@@ -326,21 +346,63 @@ def _give_back() -> None:
     Ray does so when their driver ends, too; but a dispatcher does not end, and of a group that is made after
     that Ray does not notice. What Ray Train has for it is not used: see `cluster.trainer`.
     """
-    from ray._raylet import ActorID, PlacementGroupID
+    from ray._raylet import PlacementGroupID
     from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+    for group in _orphaned_groups():
+        remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
+
+
+def _orphaned_groups() -> list[Any]:
+    from ray._raylet import ActorID
+
     removed = _group_table().PlacementGroupState.REMOVED
-    for group in _groups():
+
+    def orphaned(group: Any) -> bool:
         by_actor = not ActorID(group.creator_actor_id).is_nil()
-        orphan = by_actor and group.creator_actor_dead and not group.is_detached
-        if orphan and group.state != removed and group.ray_namespace == NAMESPACE:
-            remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
+        return bool(by_actor and group.creator_actor_dead and not group.is_detached)
+
+    return [
+        group
+        for group in _groups()
+        if orphaned(group) and group.state != removed and group.ray_namespace == NAMESPACE
+    ]
+
+
+def _orphaned_actors() -> list[Any]:
+    """Actors that attempts have made, directly or through others, and that are there without them."""
+    dead = _tables()["ActorTableData"].DEAD
+    living = [actor for actor in _actor_rows() if actor.state != dead]
+    in_process = {
+        (actor.address.node_id, actor.address.port): actor for actor in living if actor.address.port
+    }
+
+    def orphaned(actor: Any) -> bool:
+        while actor is not None and not actor.is_detached:
+            actor = in_process.get((actor.owner_address.node_id, actor.owner_address.port))
+        return actor is None
+
+    return [actor for actor in living if actor.ray_namespace == NAMESPACE and orphaned(actor)]
+
+
+def _tables() -> Mapping[str, Any]:
+    """The messages that Ray's head answers with: made at run time, no type checker knows them."""
+    from ray.core.generated import gcs_pb2
+
+    return gcs_pb2.__dict__
 
 
 def _group_table() -> Any:
-    from ray.core.generated import gcs_pb2
+    return _tables()["PlacementGroupTableData"]
 
-    return gcs_pb2.__dict__["PlacementGroupTableData"]  # made at run time: no type checker knows it
+
+def _actor_rows() -> list[Any]:
+    """What Ray's head knows of actors, the dead ones that it remembers included."""
+    from ray._private.state import state
+
+    table = _tables()["ActorTableData"]
+    accessor = state._connect_and_get_accessor()
+    return [table.FromString(raw) for raw in accessor.get_actor_table(None, None)]
 
 
 def _groups() -> list[Any]:

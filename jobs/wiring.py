@@ -39,6 +39,16 @@ class RayLauncher:
         self.connect()
         return launching.names()
 
+    def leftovers(self) -> dict[str, bool]:
+        """See `cluster.launching.leftovers`."""
+        self.connect()
+        return launching.leftovers()
+
+    def give_back(self) -> None:
+        """See `cluster.launching.give_back`."""
+        self.connect()
+        launching.give_back()
+
     def capacity(self) -> Capacity:
         """What the cluster has and what is free; an auto-scaled one counts as what it can grow to."""
         self.connect()

@@ -12,7 +12,16 @@ from dataclasses import replace
 from jobs.queue import QueueUnavailable
 from jobs.verify.files import checkpoints, files, versions
 from jobs.verify.parts import Disagreement, Finding, Kind, Parts
-from jobs.verify.service import attempts, database, dispatcher, leases, processes, queue, served
+from jobs.verify.service import (
+    attempts,
+    database,
+    dispatcher,
+    leases,
+    leftovers,
+    processes,
+    queue,
+    served,
+)
 
 __all__ = ["Disagreement", "Kind", "Parts", "verify"]
 
@@ -24,7 +33,7 @@ def verify(parts: Parts, *, repair: bool = False) -> list[Disagreement]:
     """
     found: list[Disagreement] = []
     with_redis = (attempts, queue, leases, dispatcher) if parts.redis else ()
-    for look in (database, processes, *with_redis, checkpoints, versions, files, served):
+    for look in (database, processes, leftovers, *with_redis, checkpoints, versions, files, served):
         findings: list[Finding] = []
         silent: list[Disagreement] = []
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -29,6 +29,8 @@ class Kind(StrEnum):
     """An active attempt has no process."""
     ZOMBIE = "zombie"
     """The process of an attempt that has ended runs still."""
+    ABANDONED = "abandoned"
+    """What an attempt that is gone has left on the cluster: room that it had reserved, or a rank."""
     CHECKPOINT = "checkpoint"
     """The files of a recorded checkpoint are missing, or not what was recorded."""
     VERSION = "version"
@@ -73,10 +75,15 @@ class Artifacts(Protocol):
 
 
 class Cluster(Protocol):
-    """What is asked of the launcher. Its verbs raise RuntimeError if the cluster does not answer."""
+    """What is asked of the launcher. Its verbs raise RuntimeError if the cluster does not answer.
+
+    Left over is what attempts that are gone have made; some of it `give_back` removes.
+    """
 
     def names(self) -> set[str]: ...
     def stop(self, name: str) -> object: ...
+    def leftovers(self) -> Mapping[str, bool]: ...
+    def give_back(self) -> object: ...
 
 
 @dataclass(frozen=True)

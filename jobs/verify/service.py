@@ -14,6 +14,7 @@ from jobs.store import AttemptState, repairs
 from jobs.verify.parts import Cluster, Disagreement, Finding, Kind, Parts
 
 _MOMENT = 0.5  # seconds between two looks at what may be under way
+_CLEARING = 10.0  # seconds that what an attempt leaves on the cluster may stay
 _LEAVING = 60.0  # seconds that the process of an attempt that has ended may take to go
 
 
@@ -44,6 +45,23 @@ def processes(parts: Parts) -> Iterator[Finding]:
                 Disagreement(Kind.ZOMBIE, name, "runs still; its attempt has ended", "kill it"),
                 partial(cluster.stop, name),
             )
+
+
+def leftovers(parts: Parts) -> Iterator[Finding]:
+    if parts.cluster is None:
+        return
+    # An attempt that has just gone takes its ranks along, and a dispatcher at work gives back the rest.
+    left = dict(parts.cluster.leftovers())
+    deadline = time.monotonic() + _CLEARING
+    while left and time.monotonic() < deadline:
+        time.sleep(_MOMENT)
+        left = {what: each for what, each in parts.cluster.leftovers().items() if what in left}
+    for what, removable in sorted(left.items()):
+        detail = "is there still; the attempt that has made it is gone"
+        if removable:
+            yield Disagreement(Kind.ABANDONED, what, detail, "give it back"), parts.cluster.give_back
+        else:
+            yield Disagreement(Kind.ABANDONED, what, detail, None), None
 
 
 def attempts(parts: Parts) -> Iterator[Finding]:

@@ -211,7 +211,9 @@ def test_what_a_killed_attempt_had_reserved_is_given_back(local_ray, work, tmp_p
     mine = told(tmp_path, "job-6")
     wait_for(lambda: launching.resources()[1].get("CPU") == total["CPU"] - 1)
     assert reserved("job-6") == "CREATED"
+    assert launching.leftovers() == {}
     kill_with_controller(mine["pid"])
+    wait_for(lambda: list(launching.leftovers().values()) == [True])
     wait_for(lambda: launching.resources()[1].get("CPU") == total["CPU"])
     assert reserved("job-6") == "REMOVED"
 
@@ -317,6 +319,54 @@ def test_a_call_that_ray_does_not_answer_is_an_error_and_not_asked_again(monkeyp
     assert len(calls) == 1  # no thread is added for each question
     answer.set()
     assert launching.state("job-1", timeout=5) == "alive"
+
+
+def group(number: int, **more: Any) -> Any:
+    """What Ray's head says of a placement group whose maker, an actor, has died."""
+    made = {"creator_actor_id": bytes([number]) * 16, "creator_actor_dead": True} | more
+    id = bytes([number]) * 18
+    return launching._group_table()(**{"placement_group_id": id, "ray_namespace": launching.NAMESPACE} | made)
+
+
+def actor(number: int, owner: int, **more: Any) -> Any:
+    """What Ray's head says of an actor that is the process of that number."""
+    values = {"actor_id": bytes([number]) * 16, "class_name": "Rank", "ray_namespace": launching.NAMESPACE}
+    row = launching._tables()["ActorTableData"](**values | more)
+    row.address.port, row.owner_address.port = number, owner
+    return row
+
+
+def test_what_attempts_that_are_gone_have_left_is_told_and_given_back(monkeypatch):
+    groups = [
+        group(1),
+        group(2, creator_actor_dead=False),
+        group(3, state=launching._group_table().PlacementGroupState.REMOVED),
+        group(4, ray_namespace="somebody's"),
+        group(5, creator_actor_id=b"\xff" * 16),  # of a driver
+        group(6, is_detached=True),
+    ]
+    actors = [
+        actor(1, 99, is_detached=True, name="job-1"),
+        actor(2, 1, class_name="Controller"),
+        actor(3, 2),
+        actor(0, 2),  # it is coming up, and has no process yet
+        actor(4, 98),
+        actor(5, 4),
+        actor(6, 98, ray_namespace="somebody's"),
+        actor(7, 98, state=launching._tables()["ActorTableData"].DEAD),
+    ]
+    given: list[bytes] = []
+    monkeypatch.setattr(launching, "_groups", lambda: groups)
+    monkeypatch.setattr(launching, "_actor_rows", lambda: actors)
+    module = importlib.import_module("ray.util.placement_group")  # a function has that name, too
+    monkeypatch.setattr(module, "remove_placement_group", lambda group: given.append(group.id.binary()))
+    assert launching.leftovers() == {
+        f"placement group {'01' * 18}": True,
+        f"actor {'04' * 16} (Rank)": False,
+        f"actor {'05' * 16} (Rank)": False,
+    }
+    launching.give_back()
+    assert given == [b"\x01" * 18]
 
 
 def test_an_attempt_needs_a_function_that_can_be_imported():

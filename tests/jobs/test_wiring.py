@@ -37,3 +37,15 @@ def test_of_each_machine_it_is_known_what_it_has_what_is_free_and_who_is_there(
 def test_a_cluster_that_can_grow_has_machines_that_nobody_knows(two_machines: None, settings: Settings):
     capacity = RayLauncher(replace(settings, ray_address="here:1", max_cpus=16)).capacity()
     assert capacity == Capacity(16, 2, 7, 1)
+
+
+def test_what_attempts_have_left_is_asked_of_ray_and_given_back(
+    two_machines: None, settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    given: list[str] = []
+    monkeypatch.setattr(launching, "leftovers", lambda: {"placement group a1": True})
+    monkeypatch.setattr(launching, "give_back", lambda: given.append("all"))
+    launcher = RayLauncher(replace(settings, ray_address="here:1"))
+    assert launcher.leftovers() == {"placement group a1": True}
+    launcher.give_back()
+    assert given == ["all"]

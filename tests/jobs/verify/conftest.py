@@ -23,12 +23,19 @@ class Cluster:
     """A cluster on which attempts stand for themselves."""
 
     alive: set[str] = field(default_factory=set)
+    left: dict[str, bool] = field(default_factory=dict)  # by attempts that are gone; what can be given back
 
     def names(self) -> set[str]:
         return set(self.alive)
 
     def stop(self, name: str) -> None:
         self.alive.discard(name)
+
+    def leftovers(self) -> dict[str, bool]:
+        return dict(self.left)
+
+    def give_back(self) -> None:
+        self.left = {what: removable for what, removable in self.left.items() if not removable}
 
 
 @dataclass

@@ -264,6 +264,35 @@ def test_a_process_of_an_attempt_that_has_ended(
     assert cluster.alive == {"somebody-else"}
 
 
+def test_what_attempts_that_are_gone_have_left_on_the_cluster(
+    parts: Parts, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+):
+    cluster.left = {"placement group a1": True, "actor b2 (Rank)": False}
+    monkeypatch.setattr(verify_service, "time", Time(lambda: None))
+    found = verify(parts, repair=True)
+    assert [(one.kind, one.what, one.repaired) for one in found] == [
+        (Kind.ABANDONED, "actor b2 (Rank)", False),
+        (Kind.ABANDONED, "placement group a1", True),
+    ]
+    assert cluster.left == {"actor b2 (Rank)": False}
+
+
+def test_what_goes_a_moment_after_its_attempt_is_not_left_over(
+    parts: Parts, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+):
+    cluster.left = {"placement group a1": True}
+
+    def passes() -> None:
+        """The dispatcher gives back what there is, and another attempt goes."""
+        cluster.left = {f"placement group {len(left)}": True}
+        left.append(1)
+
+    left: list[int] = []
+    monkeypatch.setattr(verify_service, "time", Time(passes))
+    assert verify(parts, repair=True) == []
+    assert len(left) == 1
+
+
 def test_what_is_found_is_named_whatever_does_not_answer_after_it(
     parts: Parts,
     store: Store,
