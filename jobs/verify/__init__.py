@@ -21,6 +21,7 @@ from jobs.verify.service import (
     processes,
     queue,
     served,
+    silent,
 )
 
 __all__ = ["Disagreement", "Kind", "Parts", "verify"]
@@ -32,15 +33,15 @@ def verify(parts: Parts, *, repair: bool = False) -> list[Disagreement]:
     Raises StoreUnavailable without a database: there is nothing then to compare anything with.
     """
     found: list[Disagreement] = []
-    with_redis = (attempts, queue, leases, dispatcher) if parts.redis else ()
+    with_redis = (attempts, silent, queue, leases, dispatcher) if parts.redis else ()
     for look in (database, processes, leftovers, *with_redis, checkpoints, versions, files, served):
         findings: list[Finding] = []
-        silent: list[Disagreement] = []
+        unanswered: list[Disagreement] = []
         try:
             for each in look(parts):
                 findings.append(each)  # what was found before a part fell silent is true all the same
         except (QueueUnavailable, OSError, RuntimeError) as error:
-            silent = [Disagreement(Kind.UNREACHABLE, look.__name__, str(error), None)]
+            unanswered = [Disagreement(Kind.UNREACHABLE, look.__name__, str(error), None)]
         for finding, mend in findings:
             if not repair or mend is None:
                 found.append(finding)
@@ -51,5 +52,5 @@ def verify(parts: Parts, *, repair: bool = False) -> list[Disagreement]:
                 found.append(replace(finding, detail=f"{finding.detail}; not repaired: {error}"))
                 continue
             found.append(replace(finding, repaired=True))
-        found += silent
+        found += unanswered
     return found

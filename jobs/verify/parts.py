@@ -27,6 +27,8 @@ class Kind(StrEnum):
     """A lease is held, and not by an active attempt: it has ended, or nobody has recorded it."""
     DEAD = "dead"
     """An active attempt has no process."""
+    SILENT = "silent"
+    """An active attempt has a process, but no lease, and has written nothing for a minute."""
     ZOMBIE = "zombie"
     """The process of an attempt that has ended runs still."""
     ABANDONED = "abandoned"

@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from jobs.keeper import Essence, Keeper
 from jobs.service import CLAIM_LEASE, LAUNCH_GRACE, same_order
 from jobs.store import AttemptState, repairs
 from jobs.verify.parts import Cluster, Disagreement, Finding, Kind, Parts
 
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
 _MOMENT = 0.5  # seconds between two looks at what may be under way
-_CLEARING = 10.0  # seconds that what an attempt leaves on the cluster may stay
+_CLEARING = 10.0  # seconds that what is left of an attempt may stay, and a lease that Redis lost be away
+_SILENCE = 60.0  # seconds without a sign of life after which an attempt is taken for frozen
 _LEAVING = 60.0  # seconds that the process of an attempt that has ended may take to go
+
+
+def _lasting(
+    look: Callable[[], Mapping[Key, Value]],
+    seconds: float,
+    *,
+    enough: Callable[[Mapping[Key, Value]], bool] = lambda found: False,
+) -> Mapping[Key, Value]:
+    """What every look finds, for so many seconds or until it is `enough`; most often nothing is at once."""
+    found = look()
+    deadline = time.monotonic() + seconds
+    while found and time.monotonic() < deadline:
+        time.sleep(_MOMENT)
+        again = look()
+        found = {what: again[what] for what in found if what in again}
+        if enough(found):
+            break
+    return found
 
 
 def database(parts: Parts) -> Iterator[Finding]:
@@ -51,11 +73,7 @@ def leftovers(parts: Parts) -> Iterator[Finding]:
     if parts.cluster is None:
         return
     # An attempt that has just gone takes its ranks along, and a dispatcher at work gives back the rest.
-    left = dict(parts.cluster.leftovers())
-    deadline = time.monotonic() + _CLEARING
-    while left and time.monotonic() < deadline:
-        time.sleep(_MOMENT)
-        left = {what: each for what, each in parts.cluster.leftovers().items() if what in left}
+    left = _lasting(parts.cluster.leftovers, _CLEARING)
     for what, removable in sorted(left.items()):
         detail = "is there still; the attempt that has made it is gone"
         if removable:
@@ -82,6 +100,26 @@ def attempts(parts: Parts) -> Iterator[Finding]:
             Disagreement(Kind.DEAD, name, "is active, but has no process", "record it as lost"),
             lambda: parts.service.reconcile_attempts(_Snapshot(cluster)),
         )
+
+
+def silent(parts: Parts) -> Iterator[Finding]:
+    cluster = parts.cluster
+    if cluster is None:
+        return
+    # If Redis has just come up empty, attempts that live take their leases again within seconds.
+    for name, seconds in sorted(_lasting(lambda: _silent(parts, cluster), _CLEARING).items()):
+        detail = f"runs, but holds no lease and has written nothing for {seconds:.0f} s: is it frozen?"
+        yield Disagreement(Kind.SILENT, name, detail, None), None
+
+
+def _silent(parts: Parts, cluster: Cluster) -> dict[str, float]:
+    """Active attempts that are there and give no sign of life, and for how many seconds they have not."""
+    store = parts.service.store
+    active = store.attempts(active=True)
+    leases = parts.service.queue.leases({attempt.job for attempt in active})
+    names, now = cluster.names(), store.clock()
+    mute = {a.actor: (now - a.seen).total_seconds() for a in active if leases.get(a.job) != a.number}
+    return {name: seconds for name, seconds in mute.items() if name in names and seconds >= _SILENCE}
 
 
 class _Snapshot:
@@ -136,16 +174,11 @@ def queue(parts: Parts) -> Iterator[Finding]:
 
 
 def leases(parts: Parts) -> Iterator[Finding]:
-    astray = _astray(parts)
-    deadline = time.monotonic() + CLAIM_LEASE
-    while astray:
-        # An attempt ends before it gives up its lease, and a claim takes one before its attempt is recorded.
-        # What is astray for good is so a moment later; a claim that was given up, until it ends by itself.
-        time.sleep(_MOMENT)
-        again = _astray(parts)
-        astray = {which: again[which] for which in astray if which in again}
-        if time.monotonic() >= deadline or not any(each.claim for each in astray.values()):
-            break
+    # An attempt ends before it gives up its lease, and a claim takes one before its attempt is recorded. What
+    # is astray for good is so a moment later; a claim that was given up, until it ends by itself.
+    astray = _lasting(
+        lambda: _astray(parts), CLAIM_LEASE, enough=lambda left: not any(each.claim for each in left.values())
+    )
     for (job, number), each in sorted(astray.items()):
         yield (
             Disagreement(Kind.LEASE, f"job {job}", f"attempt {number} {each.detail}", "release it"),
