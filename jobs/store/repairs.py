@@ -7,13 +7,23 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from sqlalchemy import func, or_, select, text, update
+from sqlalchemy import Executable, exists, func, or_, select, text, update
+from sqlalchemy.orm import aliased
 
 from jobs.store.events import EventVerbs
 from jobs.store.opening import Database
 from jobs.store.records import checkpoint_of
-from jobs.store.states import ACTIVE, EventKind, JobState
-from jobs.store.tables import AttemptRow, CheckpointRow, JobRow, ModelRow, TrialRow, VersionRow
+from jobs.store.states import ACTIVE, AttemptState, EventKind, JobState
+from jobs.store.tables import (
+    AttemptRow,
+    CheckpointRow,
+    DependencyRow,
+    JobRow,
+    ModelRow,
+    PromotionRow,
+    TrialRow,
+    VersionRow,
+)
 from jobs.store.values import Checkpoint, StoreError
 
 _CHECKPOINT = tuple(column for column in CheckpointRow.__table__.columns if column.name != "purged")
@@ -33,45 +43,141 @@ def damage(store: Database) -> list[str]:
 
 def contradictions(store: Database) -> list[tuple[str, str]]:
     """Records that cannot both be true, each as (what it is about, what is wrong)."""
-    active = AttemptRow.state.in_(ACTIVE)
     with store.reading() as connection:
-        idle = connection.execute(
-            select(JobRow.id, JobRow.attempt).where(
-                JobRow.state == JobState.RUNNING,
-                JobRow.trials.is_(None),  # a sweep has children instead
-                ~select(AttemptRow.job)
-                .where(AttemptRow.job == JobRow.id, AttemptRow.number == JobRow.attempt, active)
-                .exists(),
+        return [
+            (what.format(**row._mapping), wrong.format(**row._mapping))
+            for query, what, wrong in _contradictory()
+            for row in connection.execute(query)
+        ]
+
+
+def _contradictory() -> Iterator[tuple[Executable, str, str]]:
+    """What finds records that contradict others, what they are about, and what is said of them.
+
+    Each is one statement: what a transaction changes together is seen together.
+    """
+    active = AttemptRow.state.in_(ACTIVE)
+    newest = (AttemptRow.job == JobRow.id) & (AttemptRow.number == JobRow.attempt)
+    plain = JobRow.trials.is_(None)  # a sweep has children instead of attempts
+    yield (
+        select(JobRow.id, JobRow.attempt).where(
+            JobRow.state == JobState.RUNNING, plain, ~exists().where(newest, active)
+        ),
+        "job {id}",
+        "is running, but its attempt {attempt} is not active",
+    )
+    yield (
+        select(AttemptRow.job, AttemptRow.number, JobRow.state)
+        .join(JobRow, JobRow.id == AttemptRow.job)
+        .where(active, or_(JobRow.state != JobState.RUNNING, JobRow.attempt != AttemptRow.number)),
+        "attempt {number} of {job}",
+        "is active, but its job is {state}",
+    )
+    recorded = func.count(AttemptRow.number)
+    yield (
+        select(JobRow.id, JobRow.attempt, recorded.label("n"))
+        .outerjoin(AttemptRow, AttemptRow.job == JobRow.id)
+        .group_by(JobRow.id, JobRow.attempt)
+        .having(
+            or_(recorded != JobRow.attempt, func.coalesce(func.max(AttemptRow.number), 0) != JobRow.attempt)
+        ),
+        "job {id}",
+        "has had {attempt} attempts, but {n} are recorded, or with other numbers",
+    )
+    yield (
+        select(JobRow.id, JobRow.attempt).where(
+            JobRow.state == JobState.SUCCEEDED,
+            plain,
+            ~exists().where(newest, or_(active, AttemptRow.state == AttemptState.SUCCEEDED)),
+        ),
+        "job {id}",
+        "has succeeded, but its attempt {attempt} has not",
+    )
+    yield (
+        select(AttemptRow.job, AttemptRow.number, JobRow.state)
+        .join(JobRow, JobRow.id == AttemptRow.job)
+        .where(AttemptRow.state == AttemptState.SUCCEEDED, JobRow.state != JobState.SUCCEEDED),
+        "attempt {number} of {job}",
+        "has succeeded, but its job is {state}",
+    )
+    yield (
+        select(AttemptRow.job, AttemptRow.number, AttemptRow.state).where(
+            active == AttemptRow.finished.is_not(None)
+        ),
+        "attempt {number} of {job}",
+        "is {state}, but when it ended says otherwise",
+    )
+    source = aliased(CheckpointRow)
+    yield (
+        select(AttemptRow.job, AttemptRow.number, AttemptRow.resumed_from)
+        .outerjoin(source, (source.id == AttemptRow.resumed_from) & (source.job == AttemptRow.job))
+        .where(AttemptRow.resumed_from.is_not(None), source.id.is_(None)),
+        "attempt {number} of {job}",
+        "went on from checkpoint {resumed_from}, which is none of its job",
+    )
+    other = aliased(JobRow)
+    yield (
+        select(JobRow.id, other.id.label("first"), other.state)
+        .join(DependencyRow, DependencyRow.job == JobRow.id)
+        .join(other, other.id == DependencyRow.on_job)
+        .where(
+            JobRow.state == JobState.QUEUED,
+            ~DependencyRow.any,
+            other.state.in_([JobState.FAILED, JobState.CANCELLED]),
+        ),
+        "job {id}",
+        "waits for the success of job {first}, which is {state}",
+    )
+    yield (
+        select(JobRow.id, JobRow.trials, func.count(TrialRow.number).label("made"))
+        .join(TrialRow, TrialRow.sweep == JobRow.id)
+        .group_by(JobRow.id, JobRow.trials)
+        .having(
+            or_(
+                func.count(TrialRow.number) > JobRow.trials,
+                func.count(TrialRow.number) != func.max(TrialRow.number),
             )
-        ).all()
-        astray = connection.execute(
-            select(AttemptRow.job, AttemptRow.number, JobRow.state)
-            .join(JobRow, JobRow.id == AttemptRow.job)
-            .where(active, or_(JobRow.state != JobState.RUNNING, JobRow.attempt != AttemptRow.number))
-        ).all()
-        odd = connection.execute(
-            select(JobRow.id, JobRow.trials, func.count(TrialRow.number).label("made"))
-            .join(TrialRow, TrialRow.sweep == JobRow.id)
-            .group_by(JobRow.id, JobRow.trials)
-            .having(
-                or_(
-                    func.count(TrialRow.number) > JobRow.trials,
-                    func.count(TrialRow.number) != func.max(TrialRow.number),
-                )
-            )
-        ).all()
-        unversioned = connection.execute(
-            select(ModelRow.name, ModelRow.current)
-            .outerjoin(
-                VersionRow, (VersionRow.model == ModelRow.name) & (VersionRow.version == ModelRow.current)
-            )
-            .where(ModelRow.current.is_not(None), VersionRow.model.is_(None))
-        ).all()
-    return (
-        [(f"job {row.id}", f"is running, but its attempt {row.attempt} is not active") for row in idle]
-        + [(f"attempt {r.number} of {r.job}", f"is active, but its job is {r.state}") for r in astray]
-        + [(f"sweep {r.id}", f"has {r.made} children, not numbers 1 to {r.trials} at most") for r in odd]
-        + [(f"model {r.name}", f"serves version {r.current}, which is not recorded") for r in unversioned]
+        ),
+        "sweep {id}",
+        "has {made} children, not numbers 1 to {trials} at most",
+    )
+    yield (
+        select(JobRow.id, JobRow.parent, TrialRow.sweep)
+        .outerjoin(TrialRow, TrialRow.job == JobRow.id)
+        .where(JobRow.parent.is_distinct_from(TrialRow.sweep)),
+        "job {id}",
+        "is a child of {parent} by its own record, of {sweep} by the sweep's",
+    )
+    yield (
+        select(ModelRow.name, ModelRow.current)
+        .outerjoin(VersionRow, (VersionRow.model == ModelRow.name) & (VersionRow.version == ModelRow.current))
+        .where(ModelRow.current.is_not(None), VersionRow.model.is_(None)),
+        "model {name}",
+        "serves version {current}, which is not recorded",
+    )
+    later = aliased(PromotionRow)
+    last = ~exists().where(later.model == PromotionRow.model, later.id > PromotionRow.id)
+    yield (
+        select(ModelRow.name, ModelRow.current, PromotionRow.version)
+        .outerjoin(PromotionRow, (PromotionRow.model == ModelRow.name) & last)
+        .where(ModelRow.current.is_distinct_from(PromotionRow.version)),
+        "model {name}",
+        "serves version {current}, but promoted last was {version}",
+    )
+    yield (
+        select(ModelRow.name, ModelRow.last_version, func.max(VersionRow.version).label("version"))
+        .join(VersionRow, VersionRow.model == ModelRow.name)
+        .group_by(ModelRow.name, ModelRow.last_version)
+        .having(func.max(VersionRow.version) > ModelRow.last_version),
+        "model {name}",
+        "has a version {version}, but gave out {last_version} numbers",
+    )
+    yield (
+        select(VersionRow.model, VersionRow.version, CheckpointRow.location)
+        .join(CheckpointRow, CheckpointRow.id == VersionRow.checkpoint)
+        .where(or_(CheckpointRow.digest != VersionRow.digest, CheckpointRow.job != VersionRow.job)),
+        "version {version} of {model}",
+        "is said to be made of {location}, which has another SHA-256 or is of another job",
     )
 
 

@@ -347,5 +347,7 @@ def test_numbers_that_are_missing_are_found(store: Store, sweep: Callable[..., J
     store.add_trials("sweep", children(1, 3), by="test")
     with store.writing() as connection:
         connection.execute(text("DELETE FROM trials WHERE number = 2"))
-    ((what, wrong),) = repairs.contradictions(store)
-    assert (what, wrong) == ("sweep sweep", "has 2 children, not numbers 1 to 3 at most")
+    assert repairs.contradictions(store) == [
+        ("sweep sweep", "has 2 children, not numbers 1 to 3 at most"),
+        ("job sweep.2", "is a child of sweep by its own record, of None by the sweep's"),
+    ]

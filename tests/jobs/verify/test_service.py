@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import delete, insert, update
 
 from jobs.queue import Entry, Queue
 from jobs.service import CLAIM_LEASE, Service
 from jobs.settings import Settings
 from jobs.store import AttemptState, Job, JobState, Store
-from jobs.store.tables import JobRow
+from jobs.store.tables import AttemptRow, DependencyRow, JobRow, ModelRow, PromotionRow, TrialRow, VersionRow
 from jobs.verify import Kind, Parts, verify
 from jobs.verify import service as verify_service
 
@@ -347,6 +347,54 @@ def test_records_that_contradict_one_another_are_named(
     assert [(one.kind, one.what, one.repaired) for one in found] == [
         (Kind.CONTRADICTION, "attempt 1 of first", False)
     ]
+
+
+FIRST, SECOND = JobRow.id == "first", JobRow.id == "second"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (update(JobRow).where(SECOND).values(state="running"), "job second is running, but its attempt 0"),
+        (update(JobRow).where(SECOND).values(attempt=1), "job second has had 1 attempts, but 0 are recorded"),
+        (update(AttemptRow).values(state="lost"), "job first has succeeded, but its attempt 1 has not"),
+        (update(JobRow).where(FIRST).values(state="failed"), "has succeeded, but its job is failed"),
+        (update(AttemptRow).values(finished=None), "attempt 1 of first is succeeded, but when it ended"),
+        (update(AttemptRow).values(resumed_from=99), "attempt 1 of first went on from checkpoint 99"),
+        (
+            insert(DependencyRow).values(job="second", on_job="third", any=False),
+            "job second waits for the success of job third, which is cancelled",
+        ),
+        (update(JobRow).where(SECOND).values(parent="first"), "job second is a child of first by its own"),
+        (
+            insert(TrialRow).values(sweep="second", number=2, job="third", parameters={}),
+            "sweep second has 1 children, not numbers 1 to",
+        ),
+        (update(ModelRow).values(current=7), "model reviews serves version 7, which is not recorded"),
+        (delete(PromotionRow), "model reviews serves version 1, but promoted last was None"),
+        (update(ModelRow).values(last_version=0), "has a version 1, but gave out 0 numbers"),
+        (
+            update(VersionRow).values(digest="d" * 64),
+            "version 1 of reviews is said to be made of jobs/first/attempt-1/epoch-02, which has another",
+        ),
+    ],
+    ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "",
+)
+def test_each_contradiction_has_its_words(
+    parts: Parts, store: Store, settings: Settings, train: Any, add_job: AddJob, change: Any, told: str
+):
+    train("first")
+    promote(store, settings, "first")
+    store.finish_attempt("first", 1, AttemptState.SUCCEEDED, by="attempt")
+    add_job("second")
+    add_job("third")
+    store.request_cancel("third", by="ada")
+    assert list(verify_service.database(parts)) == []
+    with store.writing() as connection:
+        connection.execute(change)
+    found = [disagreement for disagreement, _ in verify_service.database(parts)]
+    assert {one.kind for one in found} == {Kind.CONTRADICTION}
+    assert any(told in f"{one.what} {one.detail}" for one in found), found
 
 
 @pytest.mark.sqlite_only
