@@ -28,6 +28,7 @@ class Moments:
     end: float  # after an attempt of two epochs has begun: about as long as it takes
     again: float  # after it was told to be tried again
     killed: float  # after a process was killed: until the next attempt has begun
+    claimed: float = 0.0  # after the job ahead of it has ended: until it is claimed itself
 
 
 class Cancelling:
@@ -58,17 +59,32 @@ class Cancelling:
     def meet(self, what: str, number: int) -> None:
         """Submit a job and cancel it while that happens to it; returns once it has ended."""
         draw = random.Random(f"{self._seed} {what} {number}")
-        training = self._config["training"] | ({"epochs": 2} if what == "end" else {})
+        if what == "queue":
+            self._submit("ahead", number, epochs=1)
+        id = self._submit(what, number, **({"epochs": 2} if what == "end" else {}))
+        if what != "queue":
+            self._until_it_runs(id)
+        getattr(self, f"_{what}")(id, draw)
+
+    def _submit(self, what: str, number: int, **training: int) -> str:
+        training = self._config["training"] | training
         config = from_mapping(self._config | {"seed": number, "training": training})
         id, may_be = f"{what}-{number:03}", frozenset({JobState.SUCCEEDED, JobState.CANCELLED})
         self.expected.append(Expected(id, number, training["epochs"], real=self._real, may_be=may_be))
-        self.service.submit(config, id=id, owner="ada", held=what == "queue")
-        if what != "queue":
-            patience = 300 if self._real else 60  # a real one imports PyTorch three times
-            until(lambda: self._running(id) or self._over(id), f"{id} to run", patience, self._pause)
-        getattr(self, f"_{what}")(id, draw)
+        assert self.service.submit(config, id=id, owner="ada").queued
+        return id
+
+    def _until_it_runs(self, id: str) -> None:
+        patience = 300 if self._real else 60  # a real one imports PyTorch three times
+        until(lambda: self._running(id) or self._over(id), f"{id} to run", patience, self._pause)
 
     def _queue(self, id: str, draw: random.Random) -> None:
+        """It waits behind another job, which has just begun; or just ended, and it is about to be claimed."""
+        ahead = id.replace("queue", "ahead")
+        until(lambda: self.store.attempts(ahead), f"{ahead} to begin", 60, self._pause)
+        if draw.random() < 0.5:
+            until(lambda: self._over(ahead), f"{ahead} to end", 60, self._pause)
+            time.sleep(draw.uniform(0, self._moments.claimed))
         self.cancel(id)
 
     def _end(self, id: str, draw: random.Random) -> None:
@@ -116,7 +132,7 @@ class Cancelling:
         succeeded = [id for id, state in ends.items() if state is JobState.SUCCEEDED]
         print(f"{what}: {len(ends) - len(succeeded)} cancelled, {len(succeeded)} succeeded")
         assert len(succeeded) < len(ends)
-        assert all(id.startswith("end-") for id in succeeded)
+        assert all(id.startswith(("end-", "ahead-")) for id in succeeded)
 
     def _running(self, id: str) -> bool:
         return any(attempt.state is AttemptState.RUNNING for attempt in self.store.attempts(id))
