@@ -6,7 +6,7 @@ Everything here can be rebuilt from the store; emptying Redis loses nothing. The
 |---|---|---|---|
 | queue | sorted set | job ids; the score is sequence - priority * 2^40: lowest first | push, remove, take |
 | numbers | hash | job id -> the number of the attempt to open | push, remove, take |
-| lease:JOB | string, expires | the number of the attempt that may work on the job | take, renew, release |
+| lease:JOB | string, expires | attempt that may work on it: number, milliseconds | take, renew, release |
 | bell | stream, capped | wakes the dispatchers | push, ring |
 | bell:JOB | stream, capped, expires | wakes whoever waits for a change of that job | ring |
 | progress:JOB | string, expires | JSON of the newest progress | publish_progress |
@@ -55,18 +55,29 @@ end
 return removed
 """
 
+# The number of the attempt that holds a lease; nil if nobody does. Redis keeps by the machine's clock when a
+# lease ends, so one that was set back would let it last longer than it was given for: it is cut to that then.
+_HELD = """
+local function held(key)
+  local number, given = string.match(redis.call('GET', key) or '', '^(%d+) ?(%d*)$')
+  given = tonumber(given)
+  if given and redis.call('PTTL', key) > given then redis.call('PEXPIRE', key, given) end
+  return tonumber(number)
+end
+"""
+
 # Take jobs out of the queue, each with a lease, to open attempts of them. One whose attempt is leased already
 # is left: another dispatcher is opening it. One that is not in the queue is taken all the same: the queue is
 # an index, and the store knows better.
 # KEYS: queue, numbers; ARGV: lease prefix, milliseconds, job, number, ...
-_TAKE = """
-local taken = {}
+_TAKE = f"""{_HELD}
+local taken = {{}}
 for i = 3, #ARGV, 2 do
-  local lease = redis.call('GET', ARGV[1] .. ARGV[i])
-  if not lease or tonumber(lease) < tonumber(ARGV[i + 1]) then
+  local lease = held(ARGV[1] .. ARGV[i])
+  if not lease or lease < tonumber(ARGV[i + 1]) then
     redis.call('ZREM', KEYS[1], ARGV[i])
     redis.call('HDEL', KEYS[2], ARGV[i])
-    redis.call('SET', ARGV[1] .. ARGV[i], ARGV[i + 1], 'PX', ARGV[2])
+    redis.call('SET', ARGV[1] .. ARGV[i], ARGV[i + 1] .. ' ' .. ARGV[2], 'PX', ARGV[2])
     taken[#taken + 1] = ARGV[i]
   end
 end
@@ -74,17 +85,24 @@ return taken
 """
 
 # KEYS: lease; ARGV: number, milliseconds
-_RENEW = """
-local held = redis.call('GET', KEYS[1])
-if held and tonumber(held) > tonumber(ARGV[1]) then return 0 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+_RENEW = f"""{_HELD}
+local lease = held(KEYS[1])
+if lease and lease > tonumber(ARGV[1]) then return 0 end
+redis.call('SET', KEYS[1], ARGV[1] .. ' ' .. ARGV[2], 'PX', ARGV[2])
 return 1
 """
 
 # KEYS: lease; ARGV: number
-_RELEASE = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+_RELEASE = f"""{_HELD}
+if held(KEYS[1]) == tonumber(ARGV[1]) then return redis.call('DEL', KEYS[1]) end
 return 0
+"""
+
+# KEYS: leases
+_LEASES = f"""{_HELD}
+local leases = {{}}
+for i = 1, #KEYS do leases[i] = held(KEYS[i]) or false end
+return leases
 """
 
 # KEYS: bell; ARGV: seconds until it expires, 0 for never
@@ -219,8 +237,8 @@ class Queue:
         if not jobs:
             return {}
         with self._answering() as server:
-            held = server.mget([self._key(f"lease:{job}") for job in jobs])
-        return {job: int(number) for job, number in zip(jobs, held, strict=True) if number is not None}
+            held = server.eval(_LEASES, len(jobs), *(self._key(f"lease:{job}") for job in jobs))
+        return {job: number for job, number in zip(jobs, held, strict=True) if number is not None}
 
     def all_leases(self) -> dict[str, Lease]:
         """Every lease that there is, by job, whether or not anybody knows of the job."""

@@ -342,7 +342,8 @@ class Service:
                 continue
             came_up = attempt.host is not None
             if not came_up or self.store.job(attempt.job).cancel_requested is None:
-                age = (self.store.clock() - attempt.opened).total_seconds()
+                # A clock that was set back must not keep it for as long as that.
+                age = abs((self.store.clock() - attempt.opened).total_seconds())
                 if attempt.state is AttemptState.STARTING and age < LAUNCH_GRACE:
                     continue
                 try:

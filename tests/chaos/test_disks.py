@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ import pytest
 from sqlalchemy import Engine, event
 
 from jobs.config import from_mapping
+from jobs.queue import Queue
 from jobs.store import Attempt, AttemptState, Cause, JobState, Store, StoreError, StoreUnavailable
 
 from .crashes import JOB, Road
 from .forking import Nursery
 from .ground import Ground, Redis, end, until
+from .launcher import kill
 from .oracle import Expected, one_attempt, problems
 
 CONFIG = from_mapping({"name": "reviews"})
@@ -187,6 +190,7 @@ def test_a_clock_that_jumps_loses_nothing(ground: Ground, redis: Redis, hours: i
     store = Store(ground.settings.database_url)
     until(lambda: store.checkpoints("one"), "a checkpoint")
     jump.write_text(str(hours * 3600))
+    redis.set_clock(hours * 3600)  # every lease is gone, or there for an hour more
     # By the clock that jumped the one that stops has had an hour for it, or has not been asked yet.
     assert ground.client("submit", str(ground.config("stub", 4, 50)), "--id", "two").wait() == 0
     until(lambda: store.checkpoints("two"), "a checkpoint of the second")
@@ -204,4 +208,32 @@ def test_a_clock_that_jumps_loses_nothing(ground: Ground, redis: Redis, hours: i
         ("one", AttemptState.SUCCEEDED, None),
         ("two", AttemptState.CANCELLED, Cause.CANCELLED),
     ]
+    store.close()
+
+
+@pytest.mark.parametrize("what", ["claimed", "killed", "frozen"])
+def test_a_clock_that_was_set_back_makes_no_lease_last_longer(ground: Ground, redis: Redis, what: str):
+    """Its dispatcher died after a claim, or its attempt in the middle of training, or that hangs."""
+    lease = 5.0
+    ground.attempt_order |= {"pace": 0.1, "timings": {"lease": lease}}
+    store, queue = Store(ground.settings.database_url), Queue(redis.url)
+    assert ground.client("submit", str(ground.config("stub", 3, 3)), "--id", "job").wait() == 0
+    if what == "claimed":
+        assert queue.take({"job": 1}, lease)
+    else:
+        first = ground.dispatcher()
+        until(lambda: store.checkpoints("job"), "a checkpoint")
+        end(first)
+        number = signal.SIGKILL if what == "killed" else signal.SIGSTOP
+        assert kill(ground.home / "attempts" / "job-1", number)
+    assert queue.leases(["job"]) == {"job": 1}
+    redis.set_clock(-3600)
+    dispatcher = ground.dispatcher()
+    until(lambda: store.job("job").state.final, "the job to end")
+    ground.settle(store)
+    end(dispatcher)
+    assert problems(store, ground.settings, [Expected("job", 3, 3)]) == []
+    causes = {"claimed": [], "killed": [Cause.DIED], "frozen": [Cause.LEASE_LOST]}[what]
+    assert [attempt.cause for attempt in store.attempts("job")] == [*causes, None]
+    queue.close()
     store.close()

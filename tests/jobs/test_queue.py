@@ -125,6 +125,25 @@ def test_a_lease_ends_by_itself(queue: Queue):
     assert queue.renew("first", 1, 60)
 
 
+def test_a_lease_ends_in_time_although_the_clock_was_set_back(queue: Queue, redis_server: RedisServer):
+    """Whoever looks at one that lasts for longer than it was given for cuts it, and leaves others alone."""
+    queue.take({"claimed": 1}, 0.3)
+    queue.renew("held", 1, 0.3)
+    queue.renew("renewed", 1, 60)
+    client = redis.Redis.from_url(redis_server.url)
+    left = client.pttl("textvae:lease:renewed")
+    for job in ("claimed", "held"):
+        client.pexpire(f"textvae:lease:{job}", 3_600_300)
+    assert queue.take({"claimed": 1}, 60) == set()
+    assert queue.leases(["held", "renewed"]) == {"held": 1, "renewed": 1}
+    deadline = time.monotonic() + 5
+    while not queue.take({"claimed": 1}, 60) or queue.leases(["held"]):
+        assert time.monotonic() < deadline
+    assert queue.leases(["claimed", "renewed"]) == {"claimed": 1, "renewed": 1}
+    assert 30_000 < client.pttl("textvae:lease:renewed") <= left  # type: ignore[operator]
+    client.close()
+
+
 def test_renewing_extends_and_emptying_redis_loses_no_lease(queue: Queue, redis_server: RedisServer):
     queue.renew("first", 1, 0.3)
     queue.renew("first", 1, 60)

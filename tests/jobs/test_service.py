@@ -344,6 +344,15 @@ def test_a_crash_between_opening_and_launching_is_healed(service: Service, add_j
     assert service.store.job("first").state is JobState.QUEUED
 
 
+def test_one_that_never_started_is_found_although_the_clock_was_set_back(
+    service: Service, add_job: AddJob, clock: Clock
+):
+    add_job("first")
+    service.store.open_attempt("first", 1, by="test")
+    clock.forward(-3600)
+    assert [attempt.job for attempt in service.reconcile(Cluster(first_1="dead"))] == ["first"]
+
+
 def test_an_attempt_that_ends_by_itself_while_reconciling_keeps_its_own_word(
     service: Service, add_job: AddJob, clock: Clock
 ):
