@@ -59,7 +59,12 @@ def test_a_crash_at_any_point_is_recovered_from(scene: str, tmp_path: Path, nurs
         f" in {time.monotonic() - began:.0f} s; not at {missed}"
     )
     assert not found, "\n".join(found)
-    assert reached.total() >= 0.8 * len(chosen)
+    if missed:
+        # What comes only where a step takes long, such as a lease's second renewal, is up to the machine.
+        redis.flush()
+        again = Road(scene, tmp_path / "again" / "home", nursery, redis.url, template).points()
+        missed = [point for point in missed if point in again]
+    assert not missed, f"no kill in {TURNS} turns at {missed}"
 
 
 def process_and_kind(point: str) -> tuple[str, ...]:
