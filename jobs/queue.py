@@ -244,17 +244,16 @@ class Queue:
         """Every lease that there is, by job, whether or not anybody knows of the job."""
         prefix = self._key("lease:")
         with self._answering() as server:
-            keys = sorted(set(server.scan_iter(match=f"{prefix}*", count=1000)))
-            with server.pipeline(transaction=True) as each:
-                for key in keys:
-                    each.get(key)
-                    each.pttl(key)
-                told = each.execute()
-        found = zip(keys, told[::2], told[1::2], strict=True)
+            keys = set(server.scan_iter(match=f"{prefix}*", count=1000))
+        held = self.leases(sorted(key.removeprefix(prefix) for key in keys))
+        with self._answering() as server, server.pipeline(transaction=False) as each:
+            for job in held:
+                each.pttl(prefix + job)
+            left = each.execute()
         return {
-            key.removeprefix(prefix): Lease(int(number), math.inf if left < 0 else left / 1000)
-            for key, number, left in found
-            if number is not None
+            job: Lease(number, math.inf if milliseconds == -1 else milliseconds / 1000)
+            for (job, number), milliseconds in zip(held.items(), left, strict=True)
+            if milliseconds != -2  # it has ended meanwhile
         }
 
     def ring(self, job: str | None = None) -> None:
