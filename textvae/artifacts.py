@@ -149,6 +149,28 @@ class Artifacts:
             _check(prefix)
         return sorted(self._walk(prefix))
 
+    def torn(self, prefix: str) -> dict[str, float]:
+        """What a kill in the middle of `put` or `delete` has left in an object store: names under `prefix`
+        with files and no manifest, and when the last of these was written, in seconds since 1970.
+
+        In a folder it has a name that begins with a dot, and is no artifact's.
+        """
+        _check(prefix)
+        if self.local is not None:
+            return {}
+        from pyarrow import fs
+
+        whole: set[str] = set()
+        written: dict[str, float] = {}
+        for info in self._filesystem.get_file_info(self._everything(prefix)):
+            found = PurePosixPath(info.path)
+            name = found.parent.relative_to(self._base or ".").as_posix()
+            if info.type == fs.FileType.File and found.name == MANIFEST:
+                whole.add(name)
+            elif info.type == fs.FileType.File and found.name in FILES and info.mtime is not None:
+                written[name] = max(written.get(name, 0.0), info.mtime.timestamp())
+        return {name: at for name, at in sorted(written.items()) if name not in whole}
+
     def location(self, name: str) -> str:
         """The folder or URI of the checkpoint `name`."""
         if self.local is not None:
@@ -206,6 +228,11 @@ class Artifacts:
         with self._filesystem.open_output_stream(self._path(name, MANIFEST)) as target:
             target.write(manifest)
 
+    def _everything(self, prefix: str) -> Any:
+        from pyarrow import fs
+
+        return fs.FileSelector(self._path(prefix), recursive=True, allow_not_found=True)
+
     def _walk(self, prefix: str) -> Iterator[str]:
         if self.local is not None:
             for path in (self.local / prefix).glob(f"**/{MANIFEST}"):
@@ -215,8 +242,7 @@ class Artifacts:
             return
         from pyarrow import fs
 
-        selector = fs.FileSelector(self._path(prefix), recursive=True, allow_not_found=True)
-        for info in self._filesystem.get_file_info(selector):
+        for info in self._filesystem.get_file_info(self._everything(prefix)):
             found = PurePosixPath(info.path)
             if info.type == fs.FileType.File and found.name == MANIFEST:
                 yield found.parent.relative_to(self._base or ".").as_posix()

@@ -144,6 +144,7 @@ def files(parts: Parts) -> Iterator[Finding]:
     # has been recorded by then or never will be: so what is recorded is read last.
     listed = artifacts.list()
     half = list(_half_written(parts))
+    torn = artifacts.torn("jobs") | artifacts.torn("models")
     active = store.attempts(active=True)
     making = {store.job(attempt.job, exact=True).name for attempt in active}
     recorded = {checkpoint.location for checkpoint in repairs.present(store)}
@@ -151,18 +152,25 @@ def files(parts: Parts) -> Iterator[Finding]:
     models = store.models()
     recorded |= {version.location for model in models for version in store.versions(model.name)}
     owners = {"jobs": {job.id for job in store.jobs()}, "models": {model.name for model in models}}
+
+    def in_the_making(name: str) -> bool:
+        if any(name.startswith(f"jobs/{a.job}/attempt-{a.number}/") for a in active):
+            return True
+        kind, owner, _ = _split(name)
+        return kind == "models" and owner in making  # a version is put in place before it is recorded
+
+    def strange(name: str) -> str | None:
+        """Why it is none of this database, if it is not."""
+        kind, owner, rest = _split(name)
+        if kind not in owners or not rest:
+            return "nothing names it, and nothing of ours is called so"
+        return None if owner in owners[kind] else f"there is no {kind[:-1]} {owner}: of another database?"
+
     for name in listed:
-        kind, _, rest = name.partition("/")
-        owner, _, rest = rest.partition("/")
-        if name in recorded or not rest or kind not in owners:
+        if name in recorded or in_the_making(name):
             continue
-        if kind == "jobs" and any(name.startswith(f"jobs/{a.job}/attempt-{a.number}/") for a in active):
-            continue
-        if kind == "models" and owner in making:
-            continue  # a version is put in place before it is recorded
-        if owner not in owners[kind]:
-            detail = f"there is no {kind[:-1]} {owner}: of another database?"
-            yield Disagreement(Kind.UNRECORDED, name, detail, None), None
+        if (why := strange(name)) is not None:
+            yield Disagreement(Kind.UNRECORDED, name, why, None), None
             continue
         try:
             if not artifacts.exists(name):
@@ -183,6 +191,16 @@ def files(parts: Parts) -> Iterator[Finding]:
             Disagreement(Kind.UNRECORDED, name, "nothing names it", "delete it"),
             partial(artifacts.delete, name),
         )
+    for name, written in torn.items():
+        if name in recorded or in_the_making(name) or time.time() - written < _OLD:
+            continue
+        if (why := strange(name)) is not None:
+            yield Disagreement(Kind.HALF_WRITTEN, name, why, None), None
+            continue
+        yield (
+            Disagreement(Kind.HALF_WRITTEN, name, "has no manifest: whoever wrote it has died", "delete it"),
+            partial(artifacts.delete, name),
+        )
     for path, age in half:
         if age < _OLD:
             continue  # somebody may be at it: an attempt, or a command that fetches a checkpoint
@@ -192,10 +210,17 @@ def files(parts: Parts) -> Iterator[Finding]:
         )
 
 
+def _split(name: str) -> tuple[str, str, str]:
+    """Jobs or models, of whom, and the rest of an artifact's name."""
+    kind, _, rest = name.partition("/")
+    owner, _, rest = rest.partition("/")
+    return kind, owner, rest
+
+
 def _half_written(parts: Parts) -> Iterator[tuple[Path, float]]:
     """Folders that were begun or stepped aside, with the age in seconds of what was written last.
 
-    (An object store knows none: see `list`.)
+    (An object store knows none: see `torn`.)
     """
     now = time.time()
     for root in (parts.artifacts.local, parts.cache):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +141,12 @@ def test_half_a_checkpoint_in_an_object_store_does_not_exist(tmp_path):
         (tmp_path / "bucket/m/1" / name).write_text("half")
     assert not store.exists("m/1")
     assert store.list() == []
+    os.utime(tmp_path / "bucket/m/1" / FILES[0], (1, 1))
+    os.utime(tmp_path / "bucket/m/1" / FILES[1], (7, 7))
+    assert store.torn("m") == {"m/1": 7} and store.torn("elsewhere") == {}
     store.put(folder, "m/1")
     assert verify(store.fetch("m/1", tmp_path / "cache")) == verify(folder)
+    assert store.torn("m") == {}
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing"])

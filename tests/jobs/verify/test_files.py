@@ -165,6 +165,45 @@ def test_files_that_nothing_names(parts: Parts, store: Store, settings: Settings
     assert kinds(verify(parts)) == [Kind.UNRECORDED]
 
 
+def test_files_of_which_nothing_of_ours_has_the_name_are_only_named(
+    parts: Parts, store: Store, settings: Settings, train: Any
+):
+    newest, _ = train("first")
+    store.finish_attempt("first", 1, AttemptState.SUCCEEDED, by="attempt")
+    storage, strange = Path(settings.storage), ["elsewhere/copies/of-first/epoch-02", "jobs/copy"]
+    for name in strange:
+        shutil.copytree(storage / newest, storage / name)
+    found = verify(parts, repair=True)
+    assert [(one.kind, one.what, one.repaired) for one in found] == [
+        (Kind.UNRECORDED, name, False) for name in strange
+    ]
+    assert all((storage / name).exists() for name in (newest, *strange))
+
+
+def test_what_a_kill_has_left_in_an_object_store(
+    parts: Parts, store: Store, settings: Settings, train: Any, cluster: Cluster
+):
+    """Nothing is renamed there: a checkpoint whose manifest is not there yet, or no more, is none."""
+    newest, _ = train("first")
+    cluster.alive.add("first-1")
+    storage = Path(settings.storage)
+    parts = replace(parts, artifacts=Artifacts("", fs.SubTreeFileSystem(str(storage), fs.LocalFileSystem())))
+    torn = [f"jobs/first/attempt-{number}/epoch-09" for number in (1, 2)]
+    torn += ["jobs/first/attempt-3/epoch-09", "jobs/stranger/attempt-1/epoch-09"]
+    for name in torn:
+        shutil.copytree(storage / newest, storage / name)
+        (storage / name / checkpoint.MANIFEST).unlink()
+        for file in (storage / name).iterdir():
+            os.utime(file, None if "attempt-3" in name else (1, 1))
+    found = verify(parts, repair=True)
+    assert [(one.kind, one.what, one.repaired) for one in found] == [
+        (Kind.HALF_WRITTEN, "jobs/first/attempt-2/epoch-09", True),  # of the first an attempt is active
+        (Kind.HALF_WRITTEN, "jobs/stranger/attempt-1/epoch-09", False),
+    ]
+    assert [(storage / name).exists() for name in torn] == [True, False, True, True]
+    assert kinds(verify(parts)) == [Kind.HALF_WRITTEN]
+
+
 def test_what_an_active_attempt_writes_is_left_alone(
     parts: Parts, settings: Settings, train: Any, cluster: Cluster
 ):
