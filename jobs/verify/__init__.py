@@ -33,7 +33,8 @@ def verify(parts: Parts, *, repair: bool = False) -> list[Disagreement]:
     Raises StoreUnavailable without a database: there is nothing then to compare anything with.
     """
     found: list[Disagreement] = []
-    with_redis = (attempts, silent, queue, leases, dispatcher) if parts.redis else ()
+    # Leases before the queue: what is claimed just now is not in it, and has been recorded after that look.
+    with_redis = (attempts, silent, leases, queue, dispatcher) if parts.redis else ()
     for look in (database, processes, leftovers, *with_redis, checkpoints, versions, files, served):
         findings: list[Finding] = []
         unanswered: list[Disagreement] = []

@@ -159,7 +159,7 @@ def queue(parts: Parts) -> Iterator[Finding]:
             ),
             parts.service.reconcile_queue,
         )
-    if not wrong and not same_order(entries, waiting):
+    if not same_order(entries, waiting):
         yield (
             Disagreement(
                 Kind.NOT_QUEUED, "the queue", "holds jobs in another order than they go in", "queue them anew"

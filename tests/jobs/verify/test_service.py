@@ -81,6 +81,10 @@ def test_a_queue_in_another_order(parts: Parts, queue: Queue, add_job: AddJob, s
     queue.push([Entry("one", 1, 0, 900), Entry("two", 1, 0, 2)])
     repaired(parts, Kind.NOT_QUEUED)
     assert list(queue.entries()) == ["one", "two"]
+    queue.push([Entry("one", 1, 0, 900)])
+    add_job("three")
+    repaired(parts, Kind.NOT_QUEUED, Kind.NOT_QUEUED)
+    assert list(queue.entries()) == ["one", "two", "three"]
 
 
 def test_a_lease_of_an_attempt_that_has_ended(parts: Parts, store: Store, queue: Queue, train: Any):
@@ -147,19 +151,19 @@ def test_a_claim_whose_attempt_is_recorded_a_moment_later(
             assert store.open_attempt("first", 1, "dispatcher")
 
     monkeypatch.setattr(verify_service, "time", Time(third_time))
-    assert list(verify_service.leases(parts)) == []
-    assert looks == 3
+    assert verify(replace(parts, cluster=None), repair=True) == []
+    assert looks == 3 and queue.entries() == {}
 
 
 def test_a_claim_that_was_given_up_ends_by_itself(
     parts: Parts, queue: Queue, service: Service, add_job: AddJob
 ):
-    """A dispatcher has died before it recorded an attempt; another has queued the job again."""
+    """A dispatcher has died before it recorded an attempt."""
     add_job("first")
-    queue.take({"first": 1}, 1.2)
     service.reconcile_queue()
-    assert verify(parts) == []
-    assert queue.leases(["first"]) == {}
+    queue.take({"first": 1}, 1.2)
+    repaired(parts, Kind.NOT_QUEUED)
+    assert (queue.leases(["first"]), queue.entries()) == ({}, {"first": 1})
 
 
 def test_what_looks_like_a_claim_for_longer_than_one_holds_is_none(
