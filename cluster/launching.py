@@ -309,7 +309,7 @@ class _Attempt:
             target(arguments)
         except BaseException:
             # The function records its own failures; this one is for whoever reads Ray's logs.
-            logger.exception("%s ended with an error", entry)
+            logger.exception("%s: %s ended with an error", _own_name, entry)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from jobs.queue import QueueUnavailable
 from jobs.store import StoreError
@@ -15,17 +16,19 @@ class Failures:
         self._logger = logger
         self._known: dict[str, str] = {}
 
-    def failed(self, what: str, error: BaseException) -> None:
-        """`what` failed. An error that nobody expects is logged with its traceback."""
+    def failed(self, what: str, error: BaseException, about: Mapping[str, object] | None = None) -> None:
+        """`what` failed; an error that nobody expects is logged with its traceback.
+
+        `about` says which job and attempt it is about (`jobs.logs.about`), if it is about one.
+        """
         text = f"{type(error).__name__}: {error}"
         if self._known.get(what) != text:
             self._known[what] = text
             expected = isinstance(error, QueueUnavailable | StoreError | RuntimeError | OSError)
-            self._logger.warning(
-                "%s: %s", what, error if expected else text, exc_info=None if expected else error
-            )
+            told = error if expected else text
+            self._logger.warning("%s: %s", what, told, exc_info=None if expected else error, extra=about)
 
-    def worked(self, what: str) -> None:
+    def worked(self, what: str, about: Mapping[str, object] | None = None) -> None:
         """`what` worked."""
         if self._known.pop(what, None) is not None:
-            self._logger.info("%s: works again", what)
+            self._logger.info("%s: works again", what, extra=about)

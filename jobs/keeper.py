@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from jobs.failures import Failures
-from jobs.store import Store
+from jobs.logs import about
+from jobs.store import Store, Version
 
 logger = logging.getLogger("textvae.serve")
 
@@ -81,29 +82,35 @@ class Keeper:
 
         While nothing is promoted it is left as it is: Serve need not be there yet.
         """
-        desired = self._desired()
-        if not desired or self.served() == _essence(desired):
+        promoted = self._store.served()
+        desired = self._desired(promoted)
+        if not desired or (before := self.served()) == (after := _essence(desired)):
             return False
         self._server.apply(desired)
-        logger.info("serving %s", ", ".join(f"{name} v{v['version']}" for name, v in sorted(desired.items())))
+        for each in promoted:
+            if before.get(each.model) != after[each.model]:
+                of = about(each.job, self._store.checkpoint(each.checkpoint).attempt)
+                logger.info("serving %s v%d, of job %s", each.model, each.version, each.job, extra=of)
+        for name in sorted(before.keys() - after.keys()):
+            logger.info("serving %s no more", name)
         return True
 
     def promoted(self) -> Essence:
         """What should be served. Raises what the store raises."""
-        return _essence(self._desired())
+        return _essence(self._desired(self._store.served()))
 
     def served(self) -> Essence:
         """What is served now. Raises what the server raises."""
         return _essence(self._server.current())
 
-    def _desired(self) -> dict[str, dict[str, Any]]:
+    def _desired(self, promoted: Iterable[Version]) -> dict[str, dict[str, Any]]:
         return {
             version.model: {
                 "version": version.version,
                 "location": self._location(version.location),
                 "digest": version.digest,
             }
-            for version in self._store.served()
+            for version in promoted
         }
 
 

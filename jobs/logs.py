@@ -82,12 +82,15 @@ def configure(stream: IO[str], form: str = "text") -> None:
 
 
 def about(job: str, attempt: int | None = None) -> dict[str, object]:
-    """`extra` of a log call: which job, and which attempt of it, the line is about."""
+    """`extra` of a log call: which job, and which attempt of it, the line is about.
+
+    Of a job that waits it is the attempt that it waits for; a sweep has none.
+    """
     return {"job": job, "attempt": attempt}
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: at, level, logger, message; job and attempt where it is about one; error."""
+    """One JSON object a line: at, level, logger, message; error; job and attempt where it is about a job."""
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
@@ -97,9 +100,8 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        for name in ("job", "attempt"):
-            if getattr(record, name, None) is not None:
-                line[name] = getattr(record, name)
+        if getattr(record, "job", None) is not None:
+            line |= {name: getattr(record, name, None) for name in ("job", "attempt")}
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)

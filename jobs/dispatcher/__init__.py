@@ -150,13 +150,13 @@ class Dispatcher:
         self._compared = now, time.perf_counter() - began
 
     def _kill(self, attempt: Running, state: AttemptState, cause: Cause, error: str) -> None:
+        about = logs.about(attempt.id, attempt.attempt)
         try:
             self._launcher.stop(attempt.actor)
         except RuntimeError as failure:
-            self._failures.failed(f"stopping {attempt.actor}", failure)
+            self._failures.failed(f"stopping {attempt.actor}", failure, about)
             return  # the next pass tries again; the other attempts must not wait for this one
-        self._failures.worked(f"stopping {attempt.actor}")
-        about = logs.about(attempt.id, attempt.attempt)
+        self._failures.worked(f"stopping {attempt.actor}", about)
         logger.warning("stopped %s: %s", attempt.actor, error, extra=about)
         if Snapshot(self._launcher, self._failures).state(attempt.actor) != "dead":
             return  # not confirmed: the next pass tries again

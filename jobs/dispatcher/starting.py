@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -128,9 +128,10 @@ class Starter:
         # Whoever opens an attempt looks for a drain once more; this only saves the attempt to.
         if (start or decisions.preempt or grow) and self._store.draining() is None:
             opened = self._start(start, {(job.id, job.attempt) for job in active})
-            self._displace(decisions)
+            numbers = {job.id: job.attempt for job in active}
+            self._displace(decisions, numbers)
             if grow is not None:
-                self._grow(grow)
+                self._grow(grow, numbers[grow.job])
         self._decided = None if opened or len(start) < len(decisions.start) else (known, now)
         return opened
 
@@ -245,10 +246,12 @@ class Starter:
                     except RuntimeError as error:
                         # The others are open too, and must not be taken for lost. This one is found dead, or
                         # alive after all.
+                        of = about(attempt.job, attempt.number)
+                        logger.warning("%s could not be launched: %s", attempt.actor, error, extra=of)
                         failure = failure or error
                     del claimed[attempt.job]
         if failure is not None:
-            raise failure
+            raise RuntimeError("not every attempt could be launched") from failure
         return launched
 
     def _open(self, jobs: Sequence[Waiting], known: set[tuple[str, int]]) -> list[Attempt] | None:
@@ -283,32 +286,34 @@ class Starter:
 
     def _launch(self, attempt: Attempt) -> bool:
         """Launch an attempt, unless it has been ended meanwhile; whether it was launched."""
+        of = about(attempt.job, attempt.number)
         try:
             self._store.check_attempt(attempt.job, attempt.number)
         except StaleAttempt:
-            logger.info("%s was ended before it was launched", attempt.actor)
+            logger.info("%s was ended before it was launched", attempt.actor, extra=of)
             return False
         except StoreError as error:
-            logger.warning("%s is launched unseen, and looks by itself: %s", attempt.actor, error)
+            logger.warning("%s is launched unseen, and looks by itself: %s", attempt.actor, error, extra=of)
         arguments = {
             "job": attempt.job,
             "number": attempt.number,
             "settings": self._settings.to_dict(),
         }
         self._launcher.start(attempt.actor, attempts.main, arguments)
-        logger.info("launched %s", attempt.actor, extra=about(attempt.job, attempt.number))
+        logger.info("launched %s", attempt.actor, extra=of)
         return True
 
-    def _displace(self, decisions: Decisions) -> None:
+    def _displace(self, decisions: Decisions, numbers: Mapping[str, int]) -> None:
         for each in decisions.preempt:
             if self._store.request_yield(each.victim, who(), f"job {each.by} is of a higher class"):
-                logger.info("job %s makes way for job %s", each.victim, each.by, extra=about(each.victim))
+                of = about(each.victim, numbers[each.victim])
+                logger.info("job %s makes way for job %s", each.victim, each.by, extra=of)
                 self._queue.ring(each.victim)
 
-    def _grow(self, grow: Growth) -> None:
+    def _grow(self, grow: Growth, number: int) -> None:
         reason = f"there is room for {grow.ranks} ranks"
         if self._store.request_yield(grow.job, who(), reason, cause=Cause.RESIZED):
-            logger.info("job %s makes way for itself: %s", grow.job, reason, extra=about(grow.job))
+            logger.info("job %s makes way for itself: %s", grow.job, reason, extra=about(grow.job, number))
             self._queue.ring(grow.job)
 
     def _note_unfit(self, cluster: Cluster) -> None:
@@ -321,7 +326,8 @@ class Starter:
                     found.update((id, reason) for _, id in line)
         for id, reason in found.items():
             if self._unfit.get(id) != reason and self._store.note_unfit(id, who(), reason):
-                logger.warning("job %s waits: it %s", id, reason, extra=about(id))
+                of = about(id, self.outlook.backlog[id].number)
+                logger.warning("job %s waits: it %s", id, reason, extra=of)
         self._unfit = found
 
 

@@ -59,9 +59,9 @@ class Sweeper:
             except StoreUnavailable:
                 raise
             except Exception as error:  # noqa: BLE001 - logged with its traceback, and tried again
-                self._failures.failed(what, error)
+                self._failures.failed(what, error, about(sweep.id))
             else:
-                self._failures.worked(what)
+                self._failures.worked(what, about(sweep.id))
 
     def _look(self, sweep: Job, now: float) -> None:
         seen = self._seen.get(sweep.id)
@@ -113,7 +113,8 @@ class Sweeper:
             if reason is None or max(own) >= space.child(trial.parameters).training.epochs:
                 continue  # or it is about to end by itself
             if self._service.stop_early(trial.job, reason, by=self._by) is not None:
-                logger.info("stopping %s early: %s", trial.job, reason, extra=about(trial.job))
+                of = about(trial.job, trial.attempt + (trial.state is JobState.QUEUED))
+                logger.info("stopping %s early: %s", trial.job, reason, extra=of)
 
     def _make(self, sweep: Job, space: Space, trials: Sequence[Trial], curves: Mapping[str, Curve]) -> int:
         """Make as many children as there is room for; how many were made."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import pytest
 
 from jobs.keeper import Keeper
+from jobs.logs import JsonLines
 from jobs.store import Job, NewCheckpoint, Store
 
 AddJob = Callable[..., Job]
@@ -93,6 +96,20 @@ def test_the_promoted_version_is_served_once(
     assert not keeper.step(5)  # it is not time to look yet
     assert keeper.step(6)
     assert server.applied == [{"reviews": 1}, {"reviews": 2}]
+
+
+def test_what_is_served_is_logged_with_the_ids_of_who_made_it(
+    keeper: Keeper, server: Server, promote: Callable[[float], None], caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO, "textvae.serve")
+    promote(0.5)
+    server.served = {"older": {"version": 3, "digest": "e" * 64}}
+    keeper.step(0)
+    told = [json.loads(JsonLines().format(record)) for record in caplog.records]
+    assert [(line["message"], line.get("job"), line.get("attempt")) for line in told] == [
+        ("serving reviews v1, of job job-0.5", "job-0.5", 1),
+        ("serving older no more", None, None),
+    ]
 
 
 def test_a_rollback_is_served(keeper: Keeper, server: Server, store: Store, promote: Callable[[float], None]):

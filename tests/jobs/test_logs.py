@@ -42,6 +42,7 @@ def test_json_lines_carry_the_ids_of_job_and_attempt(root: logging.Logger):
         ("warning", "job abc waits", "abc", None),
         ("error", "a pass failed", None, None),
     ]
+    assert told[1]["attempt"] is None and "job" not in told[2]  # a sweep has no attempts
     assert told[2]["error"].endswith("ValueError: oh")
     assert told[0]["at"].endswith("Z") and told[0]["logger"] == "textvae.test"
 

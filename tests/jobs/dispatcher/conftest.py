@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
 
-from jobs import attempt
+from jobs import attempt, logs
 from jobs.dispatcher import Capacity, Dispatcher, Timings
 from jobs.queue import Queue
 from jobs.service import Service
@@ -68,6 +71,28 @@ class Cluster:
     def _answer(self) -> None:
         if not self.answers:
             raise RuntimeError("the cluster does not answer")
+
+
+@pytest.fixture(autouse=True)
+def lines(store: Store, caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[dict[str, Any]]]]:
+    """What the daemon has logged so far, as JSON. Each line that names a job or an attempt has both ids."""
+    caplog.set_level(logging.INFO, "textvae")
+
+    def lines() -> list[dict[str, Any]]:
+        ours = [record for record in caplog.get_records("call") if record.name.startswith("textvae.")]
+        return [json.loads(logs.JsonLines().format(record)) for record in ours]
+
+    yield lines
+    jobs = store.jobs()
+    sweeps = {job.id for job in jobs if job.trials is not None}  # they have no attempts
+    for line in lines():
+        for job in jobs:
+            named = re.search(rf"(?<![\w.-]){re.escape(job.id)}(?:-(\d+))?(?![\w-]|\.\d)", line["message"])
+            if named is None:
+                continue
+            assert line.get("job") in sweeps or line.get("attempt") is not None, line
+            if named[1] is not None:
+                assert (line["job"], line["attempt"]) == (job.id, int(named[1])), line
 
 
 class At:

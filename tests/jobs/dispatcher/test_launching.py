@@ -14,7 +14,7 @@ from jobs.dispatcher import Capacity, Dispatcher, Timings
 from jobs.queue import Entry, Queue
 from jobs.service import LAUNCH_GRACE, Service
 from jobs.settings import Settings
-from jobs.store import AttemptState, Cause, EventKind, JobState, Store
+from jobs.store import AttemptState, Cause, EventKind, JobState, Store, StoreUnavailable
 
 from ..conftest import DATABASES as DATABASES
 from ..conftest import Clock, RedisServer
@@ -218,6 +218,40 @@ def test_a_crash_between_opening_and_launching_is_healed(
     after.step()
     assert cluster.started == ["one-2"]
     assert [a.cause for a in store.attempts("one")] == [Cause.NEVER_STARTED, None]
+
+
+def test_a_launch_that_fails_is_told_of_with_its_ids_and_keeps_nobody_else_waiting(
+    dispatcher: At,
+    store: Store,
+    cluster: Cluster,
+    add_job: AddJob,
+    lines: Callable[[], list[dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    add_job("one")
+    add_job("two")
+    start = cluster.start
+
+    def silent(name: str, *arguments: Any) -> None:
+        if name == "one-1":
+            raise RuntimeError("starting one-1: Ray has not answered for 60 s")
+        start(name, *arguments)
+
+    def away(job: str, number: int) -> None:
+        raise StoreUnavailable("the database does not answer")
+
+    monkeypatch.setattr(cluster, "start", silent)
+    monkeypatch.setattr(store, "check_attempt", away)
+    assert not dispatcher.dispatcher.step(1.0)
+    assert cluster.started == ["two-1"]
+    told = [(line["message"], line.get("job"), line.get("attempt")) for line in lines()]
+    assert told == [
+        ("one-1 is launched unseen, and looks by itself: the database does not answer", "one", 1),
+        ("one-1 could not be launched: starting one-1: Ray has not answered for 60 s", "one", 1),
+        ("two-1 is launched unseen, and looks by itself: the database does not answer", "two", 1),
+        ("launched two-1", "two", 1),
+        ("launching attempts: not every attempt could be launched", None, None),
+    ]
 
 
 def test_a_crash_between_claiming_and_opening_is_healed(

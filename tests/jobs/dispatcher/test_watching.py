@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -105,7 +106,7 @@ def test_an_attempt_that_cannot_be_killed_keeps_nobody_else_waiting(
     cluster: Cluster,
     add_job: AddJob,
     clock: Clock,
-    caplog: pytest.LogCaptureFixture,
+    lines: Callable[[], list[dict[str, Any]]],
 ):
     for id in ("one", "two", "three"):
         add_job(id)
@@ -123,7 +124,12 @@ def test_an_attempt_that_cannot_be_killed_keeps_nobody_else_waiting(
     assert service.store.job("one").state is JobState.RUNNING
     assert service.store.job("two").state is JobState.CANCELLED
     assert service.store.attempts("three")[0].state is AttemptState.LOST
-    assert len([r for r in caplog.records if "told to die" in r.getMessage()]) == 1
+    (told,) = [line for line in lines() if "told to die" in line["message"]]
+    assert (told["job"], told["attempt"]) == ("one", 1)
+    cluster.immortal.clear()
+    dispatcher.step()
+    (told,) = [line for line in lines() if line["message"] == "stopping one-1: works again"]
+    assert (told["job"], told["attempt"]) == ("one", 1)
 
 
 def test_ranks_that_do_not_start_in_time_are_stopped_and_tried_again(
