@@ -11,6 +11,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -229,23 +230,21 @@ def writable(database: Path) -> bool:
 
 
 def at_once(*calls: Callable[[], object]) -> list[object]:
-    """Call them all at the same moment; what each returned or raised."""
-    together = threading.Barrier(len(calls))
-    results: list[object] = [None] * len(calls)
+    """Call them all at the same moment; what each returned, or the StaleAttempt or Conflict that it raised.
 
-    def work(number: int, call: Callable[[], object]) -> None:
+    Raises whatever else one of them raises.
+    """
+    together = threading.Barrier(len(calls))
+
+    def work(call: Callable[[], object]) -> object:
         together.wait()
         try:
-            results[number] = call()
+            return call()
         except (StaleAttempt, Conflict) as error:
-            results[number] = error
+            return error
 
-    threads = [threading.Thread(target=work, args=pair) for pair in enumerate(calls)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(work, calls))
 
 
 def end(pid: int, number: signal.Signals = signal.SIGTERM) -> None:

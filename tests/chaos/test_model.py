@@ -30,9 +30,8 @@ from jobs.service import Service
 from jobs.settings import Settings
 from jobs.store import AttemptState, Cause, Conflict, NewCheckpoint, StaleAttempt, Store
 
-from .ground import Redis, until
+from .ground import Redis, at_once, until
 from .model import ACTIONS, Model, Refused, after
-from .test_races import at_once
 
 SEED = int(os.environ.get("TEXTVAE_CHAOS_SEED", "1"))
 ALL = os.environ.get("TEXTVAE_CHAOS") == "all"
@@ -206,16 +205,19 @@ class Everything(set[str]):
 
 
 class Cluster:
-    """Room for everything, and every attempt is there, whoever opened it."""
+    """Room for everything, and every attempt is there for ever, whoever opened it."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: Store) -> None:
         self.started: list[str] = []
+        self._store = store
 
     def start(self, name: str, function: object, arguments: object) -> None:
         self.started.append(name)
 
     def stop(self, name: str) -> None:
-        raise AssertionError(f"nobody is to be killed, and {name} was")
+        """Whoever is cancelled is killed as it comes up, and nobody else."""
+        assert self._store.job(name.rpartition("-")[0]).cancel_requested is not None, name
+        raise RuntimeError(f"{name} is not gone")
 
     def names(self) -> set[str]:
         return Everything()
@@ -239,7 +241,7 @@ class Conformance(RuleBasedStateMachine):
         self.redis.flush()
         self.clients = [Real(url, self.redis.url) for _ in range(5)]
         self.jobs: dict[str, Model] = {}
-        self.cluster = Cluster()
+        self.cluster = Cluster(self.clients[0].service.store)
         settings = Settings(Path(home), url, f"{home}/storage", self.redis.url)
         self.dispatchers = [
             Dispatcher(
@@ -289,7 +291,8 @@ class Conformance(RuleBasedStateMachine):
         id = data.draw(st.sampled_from(sorted(self.jobs)))
         jobs, began = dict(self.jobs), len(self.cluster.started)
         passes = [partial(dispatcher.step, 0.0) for dispatcher in self.dispatchers]
-        at_once(*passes, partial(self._try, self.clients[0], action, id))
+        worked = at_once(*passes, partial(self._try, self.clients[0], action, id))
+        assert worked[:2] == [True, True]
         for each, job in jobs.items():
             # Nobody has to start a job in this pass: another may be about to.
             orders = {job, after(job, "open")}
@@ -318,7 +321,7 @@ class Conformance(RuleBasedStateMachine):
 
         def all_started() -> bool:
             for dispatcher in self.dispatchers:
-                dispatcher.step(0.0)
+                assert dispatcher.step(0.0)
             return all(not self.clients[0].see(id).waits for id in self.jobs)
 
         until(all_started, "all to be started", 10)

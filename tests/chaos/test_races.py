@@ -21,6 +21,7 @@ from jobs.service import Service, Submission
 from jobs.store import (
     AttemptState,
     Cause,
+    Conflict,
     EventKind,
     Job,
     JobState,
@@ -174,6 +175,17 @@ def test_a_submit_whose_connection_to_postgresql_is_cut_is_tried_again(postgresq
         each.close()
     cutter.close()
     queue.close()
+
+
+def test_an_error_that_nobody_expects_is_not_lost_with_its_thread():
+    refusal = Conflict("it has ended")
+
+    def refused() -> None:
+        raise refusal
+
+    assert at_once(lambda: 1, refused) == [1, refusal]
+    with pytest.raises(ZeroDivisionError):
+        at_once(refused, lambda: 1 / 0, lambda: 1)
 
 
 def begin(service: Service, id: str) -> Job:
