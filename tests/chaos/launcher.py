@@ -21,6 +21,7 @@ from jobs.dispatcher import Capacity
 from .forking import gone, spawn
 
 _LOCK = "hhlli"  # struct flock: type, whence, start, length, pid
+_OTHER = (".out", ".lost", ".scratch")  # what is there beside attempts and ranks
 
 
 class Processes:
@@ -57,7 +58,7 @@ class Processes:
 
     def names(self) -> set[str]:
         """The attempts that are there, but for those that the cluster has lost sight of."""
-        there = {path.name for path in self._folder.iterdir() if not path.suffix and holder(path)}
+        there = {name for name in self.living() if not name.endswith(".rank")}
         return {name for name in there if not (self._folder / f"{name}.lost").exists()}
 
     def lose(self, name: str) -> None:
@@ -66,7 +67,8 @@ class Processes:
 
     def living(self) -> set[str]:
         """The attempts and ranks that are there, whatever the cluster thinks."""
-        return {path.name for path in self._folder.iterdir() if path.suffix in ("", ".rank") and holder(path)}
+        there = (path for path in self._folder.iterdir() if path.suffix not in _OTHER)
+        return {path.name for path in there if holder(path)}
 
     def ranks(self) -> set[str]:
         """The ranks that are there."""

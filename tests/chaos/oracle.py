@@ -69,7 +69,7 @@ def problems(
         served = {model: version["version"] for model, version in FileServer(settings.home).current().items()}
     artifacts = Artifacts(settings.storage)
     found: list[str] = []
-    known = {job.id for job in store.jobs()}
+    known = {job.id for job in store.jobs() if job.trials is None}  # a sweep itself trains nothing
     jobs = list(jobs)
     found += [f"job {id} was never submitted" for id in sorted(known - {job.id for job in jobs})]
     for expected in jobs:
