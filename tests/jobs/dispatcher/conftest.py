@@ -33,6 +33,7 @@ class Cluster:
         self.arguments: dict[str, Mapping[str, Any]] = {}
         self.capacity = Capacity(4, 2, 4, 2)
         self.answers = True
+        self.counts = False  # whether it tells of its room all the same
         self.starts = True  # whether start really starts something
         self.dies = True  # whether stop really stops something
         self.immortal: set[str] = set()  # what stop cannot end
@@ -65,7 +66,8 @@ class Cluster:
         return set(self.alive)
 
     def resources(self) -> Capacity:
-        self._answer()
+        if not self.counts:
+            self._answer()
         return self.capacity
 
     def _answer(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from jobs.config import JobConfig
-from jobs.dispatcher import Dispatcher, Timings
+from jobs.dispatcher import Capacity, Dispatcher, Timings
 from jobs.service import Service
 from jobs.store import AttemptState, Cause, JobState, Retry, Store
 
@@ -204,6 +204,7 @@ def test_a_clock_that_was_put_back_stops_no_dispatcher(
     assert running(service.store) == ["one-1"]
 
 
+@pytest.mark.parametrize("counts", [False, True])
 def test_a_cluster_that_does_not_answer_ends_nothing(
     dispatcher: At,
     service: Service,
@@ -211,7 +212,10 @@ def test_a_cluster_that_does_not_answer_ends_nothing(
     add_job: AddJob,
     clock: Clock,
     caplog: pytest.LogCaptureFixture,
+    counts: bool,
 ):
+    """For longer than every patience, and than leases last: what holds none may live, and is not replaced.
+    Even if the cluster still tells how much room there is."""
     caplog.set_level(logging.INFO, "textvae")
     add_job("one")
     add_job("two")
@@ -220,14 +224,19 @@ def test_a_cluster_that_does_not_answer_ends_nothing(
     service.store.start_attempt("two", 1)
     service.cancel("two")
     add_job("three")
-    cluster.answers = False
-    dispatcher.step()
-    dispatcher.later(50)
-    dispatcher.step(3)
+    for id in ("one", "two"):
+        service.queue.release(id, 1)  # they cannot reach Redis either
+    cluster.answers, cluster.counts = False, counts
+    cluster.capacity = Capacity(4, 2, 0, 2)
+    for _ in range(30):
+        clock.forward(10)
+        dispatcher.later(10)
     assert running(service.store) == ["one-1", "two-1"]
+    assert cluster.started == ["one-1", "two-1"]
     failures = [record for record in caplog.records if "does not answer" in record.getMessage()]
-    assert 1 <= len(failures) <= 3  # once for each part of a pass, not once a pass
-    cluster.answers = True
+    assert 1 <= len(failures) <= 4  # once for each part of a pass, not once a pass
+    assert service.queue.renew("one", 1, 60)
+    cluster.answers, cluster.capacity = True, Capacity(4, 2, 4, 2)
     dispatcher.step()
     assert running(service.store) == ["one-1", "three-1"]
     assert any("works again" in record.getMessage() for record in caplog.records)
