@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,14 +125,13 @@ class Starter:
             job for job in decisions.start if not self._settling(job, decisions.start, cluster, active, now)
         ]
         opened: list[Attempt] = []
+        stale = False
         # Whoever opens an attempt looks for a drain once more; this only saves the attempt to.
         if (start or decisions.preempt or grow) and self._store.draining() is None:
-            opened = self._start(start, {(job.id, job.attempt) for job in active})
-            numbers = {job.id: job.attempt for job in active}
-            self._displace(decisions, numbers)
-            if grow is not None:
-                self._grow(grow, numbers[grow.job])
-        self._decided = None if opened or len(start) < len(decisions.start) else (known, now)
+            there = {(job.id, job.attempt): job.leaving for job in active}
+            opened = self._start(start, there)
+            stale = not self._displace(decisions, there) or (grow is not None and not self._grow(grow, there))
+        self._decided = None if opened or stale or len(start) < len(decisions.start) else (known, now)
         return opened
 
     def _show(self, capacity: Capacity, now: float) -> None:
@@ -227,7 +226,7 @@ class Starter:
         gpus = cluster.total_gpus - sum(other.gpus for other in others)
         return job.ranks < min(job.max_ranks, _ranks_in(job, cpus, gpus))
 
-    def _start(self, start: Sequence[Waiting], known: set[tuple[str, int]]) -> list[Attempt]:
+    def _start(self, start: Sequence[Waiting], known: dict[tuple[str, int], bool]) -> list[Attempt]:
         launched: list[Attempt] = []
         failure: RuntimeError | None = None
         waiting = list(start)
@@ -237,7 +236,7 @@ class Starter:
             if opened is None:
                 logger.info("another dispatcher has started attempts; looking again")
                 break
-            known.update((attempt.job, attempt.number) for attempt in opened)
+            known.update({(attempt.job, attempt.number): False for attempt in opened})
             with claims.kept(self._queue, opened, self._timings.claim_lease) as claimed:
                 for attempt in opened:
                     try:
@@ -254,7 +253,7 @@ class Starter:
             raise RuntimeError("not every attempt could be launched") from failure
         return launched
 
-    def _open(self, jobs: Sequence[Waiting], known: set[tuple[str, int]]) -> list[Attempt] | None:
+    def _open(self, jobs: Sequence[Waiting], known: Collection[tuple[str, int]]) -> list[Attempt] | None:
         """Open the attempts of these jobs; none if another dispatcher has opened some in the meantime."""
         claimed = time.monotonic()
         taken = self._queue.take({job.id: job.number for job in jobs}, self._timings.claim_lease)
@@ -303,18 +302,26 @@ class Starter:
         logger.info("launched %s", attempt.actor, extra=of)
         return True
 
-    def _displace(self, decisions: Decisions, numbers: Mapping[str, int]) -> None:
-        for each in decisions.preempt:
-            if self._store.request_yield(each.victim, who(), f"job {each.by} is of a higher class"):
-                of = about(each.victim, numbers[each.victim])
-                logger.info("job %s makes way for job %s", each.victim, each.by, extra=of)
-                self._queue.ring(each.victim)
+    def _displace(self, decisions: Decisions, known: Mapping[tuple[str, int], bool]) -> bool:
+        reasons = {each.victim: f"job {each.by} is of a higher class" for each in decisions.preempt}
+        return self._ask(reasons, known, Cause.PREEMPTED)
 
-    def _grow(self, grow: Growth, number: int) -> None:
-        reason = f"there is room for {grow.ranks} ranks"
-        if self._store.request_yield(grow.job, who(), reason, cause=Cause.RESIZED):
-            logger.info("job %s makes way for itself: %s", grow.job, reason, extra=about(grow.job, number))
-            self._queue.ring(grow.job)
+    def _grow(self, grow: Growth, known: Mapping[tuple[str, int], bool]) -> bool:
+        return self._ask({grow.job: f"there is room for {grow.ranks} ranks"}, known, Cause.RESIZED)
+
+    def _ask(self, reasons: Mapping[str, str], known: Mapping[tuple[str, int], bool], cause: Cause) -> bool:
+        """Ask jobs to make way; false, and nobody is asked, if things are not as they were decided on."""
+        if not reasons:
+            return True
+        asked = self._store.request_yields(reasons, who(), known=known, cause=cause)
+        if asked is None:
+            logger.info("room has come, was given away or is being made; looking again")
+            return False
+        numbers = dict(known.keys())  # of the active attempt of each job
+        for job in asked:
+            logger.info("job %s makes way: %s", job, reasons[job], extra=about(job, numbers[job]))
+            self._queue.ring(job)
+        return True
 
     def _note_unfit(self, cluster: Cluster) -> None:
         """Record of each job that is larger than the whole cluster, once, that it is."""

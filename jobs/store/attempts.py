@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, insert, select, text, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from jobs.store.jobs import get_job, lock_in_order
-from jobs.store.orders import OrderVerbs
+from jobs.store.orders import OrderVerbs, decide_alone
 from jobs.store.retries import After, after, kind_of
 from jobs.store.states import ACTIVE, AttemptState, Cause, CauseKind, EventKind, JobState
 from jobs.store.tables import AttemptRow, JobRow, Utc, attempt_in
@@ -21,8 +21,6 @@ from jobs.store.values import Attempt, Job, StaleAttempt
 from jobs.store.waiting import may_start
 
 _ATTEMPT = tuple(AttemptRow.__table__.columns)
-
-_STARTING = 7350073  # PostgreSQL's advisory lock of whoever begins attempts
 
 _JOB_AFTER = {
     JobState.SUCCEEDED: EventKind.SUCCEEDED,
@@ -61,8 +59,7 @@ class AttemptVerbs(OrderVerbs):
         away room since. So of several that decide at once, one goes ahead and the others look again.
         """
         with self.writing() as connection:
-            if connection.dialect.name == "postgresql":  # SQLite has one writer at a time
-                connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _STARTING})
+            decide_alone(connection)
             active = connection.execute(select(AttemptRow.job, AttemptRow.number).where(attempt_in(ACTIVE)))
             if any((row.job, row.number) not in known for row in active):
                 return None

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, select, true, update
+from collections.abc import Mapping
 
-from jobs.store.jobs import get_job
-from jobs.store.states import Cause, EventKind, JobState
-from jobs.store.tables import JobRow, SwitchRow
+from sqlalchemy import Connection, select, text, true, update
+
+from jobs.store.jobs import get_job, lock_in_order
+from jobs.store.states import ACTIVE, Cause, EventKind, JobState
+from jobs.store.tables import AttemptRow, JobRow, SwitchRow, attempt_in
 from jobs.store.values import Conflict, Drain, Job
 from jobs.store.waiting import DRAIN, WaitingVerbs
+
+_DECIDING = 7350073  # PostgreSQL's advisory lock of whoever gives room away, or has others make room
 
 
 class OrderVerbs(WaitingVerbs):
@@ -70,31 +74,65 @@ class OrderVerbs(WaitingVerbs):
         at nobody's expense. A job that is being cancelled is not asked.
         """
         with self.writing() as connection:
-            changed = connection.execute(
-                update(JobRow)
-                .where(
-                    JobRow.id == job,
-                    JobRow.state == JobState.RUNNING,
-                    JobRow.trials.is_(None),
-                    JobRow.cancel_requested.is_(None),
-                    JobRow.yield_requested.is_(None),
-                    # A job that is held would not start again.
-                    JobRow.held.is_(None) if cause is Cause.RESIZED else true(),
-                )
-                .values(yield_requested=self.clock(), yield_cause=cause)
-            ).rowcount
-            value = get_job(connection, job)
-            if changed:
-                detail = {"reason": reason} if reason else None
-                self._event(
-                    connection,
-                    EventKind.YIELD_REQUESTED,
-                    job=job,
-                    attempt=value.attempt,
-                    by=by,
-                    detail=detail,
-                )
-            return bool(changed)
+            return self._request_yield(connection, job, by, reason, cause)
+
+    def request_yields(
+        self,
+        reasons: Mapping[str, str],
+        by: str,
+        *,
+        known: Mapping[tuple[str, int], bool],
+        cause: Cause = Cause.PREEMPTED,
+    ) -> list[str] | None:
+        """Ask several running jobs to make way, each for a reason; returns those of which that is new.
+
+        None, and nobody is asked, unless the active attempts, each a job and a number, are those that are
+        `known`, and leave or stay as it says: room has come, was given away or is being made since. So of
+        several that decide at once, one goes ahead and the others look again.
+        """
+        with self.writing() as connection:
+            decide_alone(connection)
+            lock_in_order(connection, reasons)
+            rows = connection.execute(
+                select(AttemptRow.job, AttemptRow.number, JobRow.cancel_requested, JobRow.yield_requested)
+                .join(JobRow, JobRow.id == AttemptRow.job)
+                .where(attempt_in(ACTIVE))
+            )
+            if {(job, number): any(leaving) for job, number, *leaving in rows} != known:
+                return None
+            return [
+                job
+                for job, reason in reasons.items()
+                if self._request_yield(connection, job, by, reason, cause)
+            ]
+
+    def _request_yield(
+        self, connection: Connection, job: str, by: str, reason: str | None, cause: Cause
+    ) -> bool:
+        changed = connection.execute(
+            update(JobRow)
+            .where(
+                JobRow.id == job,
+                JobRow.state == JobState.RUNNING,
+                JobRow.trials.is_(None),
+                JobRow.cancel_requested.is_(None),
+                JobRow.yield_requested.is_(None),
+                # A job that is held would not start again.
+                JobRow.held.is_(None) if cause is Cause.RESIZED else true(),
+            )
+            .values(yield_requested=self.clock(), yield_cause=cause)
+        ).rowcount
+        value = get_job(connection, job)
+        if changed:
+            self._event(
+                connection,
+                EventKind.YIELD_REQUESTED,
+                job=job,
+                attempt=value.attempt,
+                by=by,
+                detail={"reason": reason} if reason else None,
+            )
+        return bool(changed)
 
     def hurry(self, job: str, by: str) -> Job:
         """Let a queued job that waits for a moment, such as that of its next retry, start now.
@@ -140,6 +178,12 @@ class OrderVerbs(WaitingVerbs):
             if changed:
                 self._event(connection, EventKind.DRAIN_BEGUN if on else EventKind.DRAIN_ENDED, by=by)
             return _drain(connection)
+
+
+def decide_alone(connection: Connection) -> None:
+    """Until this transaction ends, no other one gives room away or has others make room."""
+    if connection.dialect.name == "postgresql":  # SQLite has one writer at a time
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _DECIDING})
 
 
 def _drain(connection: Connection) -> Drain | None:

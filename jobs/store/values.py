@@ -282,6 +282,11 @@ class Running:
         """The name under which the cluster knows its attempt."""
         return f"{self.id}-{self.attempt}"
 
+    @property
+    def leaving(self) -> bool:
+        """Whether it was asked to stop or to make way."""
+        return self.cancel_requested is not None or self.yield_requested is not None
+
 
 @dataclass(frozen=True)
 class Ended:

@@ -7,10 +7,12 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from jobs.dispatcher import Capacity, Dispatcher, Timings
+from jobs.dispatcher.starting import Starter
 from jobs.outlook import Outlook, explainer
 from jobs.queue import Queue
 from jobs.scheduling import Blocked, Node, Policy
@@ -71,6 +73,59 @@ def test_a_higher_class_displaces_a_lower_one_which_goes_on_later(
     (waiting,) = [job for job in store.running() if job.id == asked[0]]
     assert waiting.preempted == 1
     assert store.job(asked[0]).errors_used == 0
+
+
+@pytest.mark.parametrize("meanwhile", ["asked", "gone", "replaced"])
+def test_of_two_dispatchers_at_once_one_has_others_make_way(
+    make: Callable[..., Dispatcher],
+    service: Service,
+    cluster: Cluster,
+    add_job: AddJob,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    meanwhile: str,
+):
+    """The second decides a moment later, when it may displace another job. Before the first one comes to ask
+    the one that it has chosen, the other is asked; or has gone; or the higher job has its room."""
+    store = service.store
+    first, second = At(make()), At(make())
+    add_job("early", cpus=2)
+    add_job("late", cpus=2)
+    first.step()
+    begin(store, "early")
+    clock.forward(10)
+    begin(store, "late")
+    add_job("high", cpus=2, priority=100)
+    clock.forward(115)
+    displace, waited = Starter._displace, []
+
+    def slow(self: Starter, *arguments: Any) -> Any:
+        if not waited:
+            waited.append(True)
+            clock.forward(10)
+            second.step()
+            assert yielding(store) == ["late"]
+            if meanwhile != "asked":
+                service.finish("late", 1, AttemptState.PREEMPTED, by="attempt", cause=Cause.PREEMPTED)
+                cluster.alive.discard("late-1")
+            if meanwhile == "replaced":
+                second.step()
+                assert running(store) == ["early-1", "high-1"]
+        return displace(self, *arguments)
+
+    monkeypatch.setattr(Starter, "_displace", slow)
+    first.step()
+    assert waited
+    assert yielding(store) == (["late"] if meanwhile == "asked" else [])
+    first.step(3)
+    second.step(3)
+    assert "early" not in yielding(store)
+    assert meanwhile == "asked" or running(store) == ["early-1", "high-1"]
+
+
+def yielding(store: Store) -> list[str]:
+    """The running jobs that were asked to make way."""
+    return [job.id for job in store.running() if job.yield_requested is not None]
 
 
 def test_one_that_does_not_make_way_is_killed_and_queued_again(

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -81,6 +85,49 @@ def test_a_yield_is_asked_for_once_and_forgotten_with_the_attempt(
     assert (running.yield_requested, running.preempted) == (None, 1)
     store.request_cancel("first", "ada")
     assert not store.request_yield("first", "scheduler")
+
+
+def test_who_decided_on_other_attempts_asks_nobody_to_make_way(store: Store, add_job: AddJob):
+    for id in ("first", "second", "third"):
+        add_job(id)
+    store.open_attempt("first", 1, by="test")
+    store.open_attempt("second", 1, by="test")
+    ask = partial(store.request_yields, {"first": "room"}, "scheduler")
+    both = {("first", 1): False, ("second", 1): False}
+    assert ask(known={("first", 1): False}) is None  # another has been opened
+    assert ask(known={**both, ("third", 1): False}) is None  # another has ended
+    assert ask(known={**both, ("second", 1): True}) is None
+    store.request_cancel("second", "ada")
+    assert ask(known=both) is None  # another leaves
+    both["second", 1] = True
+    assert ask(known=both) == ["first"]
+    assert ask(known=both) is None
+    both["first", 1] = True
+    assert ask(known=both) == []  # it makes way already
+    assert kinds(store, "first").count(EventKind.YIELD_REQUESTED) == 1
+
+
+def test_of_two_who_ask_others_at_once_one_does(
+    store: Store, add_job: AddJob, monkeypatch: pytest.MonkeyPatch
+):
+    known = {("first", 1): False, ("second", 1): False}
+    for job, number in known:
+        add_job(job)
+        store.open_attempt(job, number, by="test")
+    both, request = threading.Barrier(2), store._request_yield
+
+    def slow(*arguments: Any) -> bool:
+        with suppress(threading.BrokenBarrierError):
+            both.wait(1)  # both of them have looked, if both may
+        return request(*arguments)
+
+    monkeypatch.setattr(store, "_request_yield", slow)
+    with ThreadPoolExecutor(2) as pool:
+        asking = [
+            pool.submit(store.request_yields, {job: "room"}, "scheduler", known=known) for job, _ in known
+        ]
+    assert [each.result() for each in asking].count(None) == 1
+    assert [job.leaving for job in store.running()].count(True) == 1
 
 
 def test_nothing_starts_while_the_service_is_drained(store: Store, add_job: AddJob):
