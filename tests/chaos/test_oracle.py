@@ -119,6 +119,15 @@ def test_the_oracle_finds_what_is_wrong(settings: Settings, harm: str):
     store.close()
 
 
+def test_the_oracle_loads_what_was_really_trained(settings: Settings, redis: Redis):
+    """The hashes of a checkpoint are right, and nothing could go on from it."""
+    store = trained(settings)
+    found = "\n".join(problems(store, settings, [Expected("job", SEED, 1, real=True, like="job")]))
+    assert "checkpoint jobs/job/attempt-1/epoch-01 is recorded and does not load" in found
+    assert "version 1 of stub does not load" in found
+    store.close()
+
+
 def test_the_oracle_misses_a_job_and_a_step(settings: Settings, redis: Redis):
     store = trained(settings)
     assert problems(store, settings, []) == ["job job was never submitted"]
