@@ -34,7 +34,7 @@ from jobs.keeper import Keeper
 from jobs.queue import Queue
 from jobs.service import Service
 from jobs.settings import Settings
-from jobs.store import Cause, Store
+from jobs.store import Cause, Store, opening
 from jobs.store.opening import utc_now
 from textvae import checkpoint
 from textvae.artifacts import Artifacts
@@ -80,6 +80,7 @@ def dispatcher(order: dict[str, Any]) -> None:
     """The daemon, until SIGTERM; or `passes` of it."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
     service.LAUNCH_GRACE = order.get("grace", LAUNCH_GRACE)
+    opening.BUSY_SECONDS = order.get("busy", opening.BUSY_SECONDS)
     settings = Settings.from_dict(order["settings"])
     launcher = points.watched_launcher(
         Processes(Path(order["folder"]), order["mother"], order["attempt"], cpus=order["cpus"])

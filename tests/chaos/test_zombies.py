@@ -145,6 +145,36 @@ def test_a_frozen_attempt_that_the_cluster_sees_is_killed_and_tried_again(ground
     store.close()
 
 
+def test_an_attempt_that_is_frozen_in_the_middle_of_a_commit_is_killed_and_others_write_again(
+    ground: Ground, redis: Redis
+):
+    """It keeps SQLite's lock: another attempt waits with its checkpoint, a dispatcher with the next job."""
+    ground.attempt_order["pace"] = 0.1
+    jobs = [Expected("other", 3, 10), Expected("frozen", 4, 2), Expected("late", 5, 2)]
+    for job in jobs:
+        config = str(ground.config("stub", job.seed, job.epochs))
+        assert ground.client("submit", config, "--id", job.id).wait() == 0
+    store, reached = Store(ground.settings.database_url), ground.home / "reached"
+    points = {"role": "attempt", "freeze": "attempt commit record_checkpoint #1", "reached": str(reached)}
+    ground.cpus = 1
+    ground.dispatcher(passes=1)
+    until(lambda: store.checkpoints("other"), "a checkpoint of the other one")
+    ground.cpus = 2
+    ground.dispatcher(passes=1, attempt=ground.attempt_order | {"points_of": {"attempt": points}})
+    until(reached.exists, "the attempt to freeze")
+    assert not writable(ground.home / "textvae.db")
+    ground.cpus = 3
+    dispatcher = ground.dispatcher(busy=1)
+    assert not store.job("other").state.final
+    until(lambda: all(store.job(job.id).state.final for job in jobs), "all jobs to end")
+    ground.settle(store)
+    end(dispatcher)
+    assert problems(store, ground.settings, jobs) == []
+    ends = {job.id: [each.cause for each in store.attempts(job.id)] for job in jobs}
+    assert ends == {"other": [None], "frozen": [Cause.LEASE_LOST, None], "late": [None]}
+    store.close()
+
+
 def test_an_attempt_out_of_sight_is_cancelled_and_tried_again(ground: Ground, redis: Redis):
     """The cluster says that it is gone while it trains on: with the next one beside it, it does no harm."""
     ground.attempt_order["pace"] = 0.1
