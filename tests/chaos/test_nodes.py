@@ -181,7 +181,7 @@ def test_a_node_that_is_lost_again_and_again_and_replaced(
 def test_an_elastic_job_shrinks_with_the_cluster_and_grows_with_it(
     cluster: Cluster, settings: Settings, seen: tuple[Store, Queue], tmp_path: Path
 ):
-    epochs, steps = 8, 113  # of 1,800 reviews, 16 a step
+    epochs, steps = 12, 113  # of 1,800 reviews, 16 a step
     store, queue = seen
     settings.scheduling_file.write_text("growing: {patience: 0, uninterrupted: 0}\n")
     reviews = write_reviews(tmp_path / "reviews.parquet", count=2000)
@@ -208,6 +208,9 @@ def test_an_elastic_job_shrinks_with_the_cluster_and_grows_with_it(
     until(lambda: store.checkpoints("elastic"), "a checkpoint", 120, 0.02)
     cluster.signal_node(signal.SIGKILL)
     until(lambda: len(attempts()) == 2, "the second attempt", 120, 0.05)
+    # One that has not begun to train has nothing to lose, and makes way at once.
+    log = settings.attempt_log("elastic", 2)
+    until(lambda: log.exists() and "the first step is done" in log.read_text(), "its first step", 120, 0.05)
     cluster.add_node()
     until(lambda: store.job("elastic").state.final, "the job to end", 240, 0.05)
     told = "\n".join(settings.attempt_log("elastic", each.number).read_text() for each in attempts())
