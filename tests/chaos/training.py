@@ -220,12 +220,17 @@ class _Hooks:
         self._prefix = order["prefix"]
         self._say = say
         self._stop = False
+        self._between = False  # an epoch is over, the next one has not begun
 
     def progress(self, progress: Any) -> None:
         self._stop |= self._say({"kind": "progress", **asdict(progress)})["stop"]
 
     def stop(self) -> bool:
-        points.reach("step", "taken")
+        import torch
+
+        if not self._between and torch.is_grad_enabled():  # as it is not in a validation
+            points.reach("step", "taken")
+        self._between = False
         return self._stop
 
     def checkpoint(self, folder: Path, digest: str, position: Position, report: Any) -> None:
@@ -238,6 +243,7 @@ class _Hooks:
 
     def epoch(self, report: Any) -> None:
         """Nothing more is told of an epoch than with its checkpoint."""
+        self._between = True
 
 
 def _real(order: Mapping[str, Any], scratch: Path, say: Say) -> str:
