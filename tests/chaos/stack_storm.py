@@ -50,7 +50,6 @@ class Plan:
 
     seed: int
     kills: int
-    kinds: tuple[str, ...] = tuple(WEIGHTS)
     epochs: int = 40
     pause: tuple[float, float] = (0.0, 2.0)  # seconds before a kill, and before `up`
     busy: int = 2  # jobs under way, always
@@ -59,9 +58,9 @@ class Plan:
     def blows(self) -> list[Blow]:
         """What is drawn of it: one of each kind first."""
         draw = random.Random(self.seed)
-        kinds = sorted(self.kinds)
+        kinds = sorted(WEIGHTS)
         draw.shuffle(kinds)
-        kinds += draw.choices(self.kinds, [WEIGHTS[kind] for kind in self.kinds], k=self.kills)
+        kinds += draw.choices(list(WEIGHTS), list(WEIGHTS.values()), k=self.kills)
         pause = self.pause
         return [Blow(kind, draw.uniform(*pause), draw.uniform(*pause)) for kind in kinds[: self.kills]]
 

@@ -84,11 +84,10 @@ def test_stopped_and_resumed_on_ray_gives_the_weights_of_training_without_ray(
     subprocess.run([*command, "--device", "cpu"], check=True, cwd=tmp_path, timeout=120, capture_output=True)
 
     result = stopped.await_said("result")
-    assert (result["status"], result["step"]) == ("stopped", 9)
-    epoch, stop = stopped.said("checkpoint")
-    assert (epoch["name"], epoch["report"]["epoch"]) == ("jobs/abc/attempt-1/epoch-01", 1)
-    assert (stop["name"], stop["report"]) == ("jobs/abc/attempt-1/step-000009", None)
-    assert stop["position"] == {"epoch": 1, "step": 9, "batch": 1, "ranks": 1}
+    assert (result["status"], result["step"]) == ("stopped", 8)
+    (stop,) = stopped.said("checkpoint")  # that of the epoch is enough
+    assert (stop["name"], stop["report"]["epoch"]) == ("jobs/abc/attempt-1/epoch-01", 1)
+    assert stop["position"] == {"epoch": 1, "step": 8, "batch": 0, "ranks": 0}
     assert any("rank 0: " in each["text"] and "parameters" in each["text"] for each in stopped.said("log"))
 
     arguments = fit_arguments(
