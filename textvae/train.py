@@ -14,10 +14,9 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,6 +28,7 @@ from textvae.batches import Batch, Batches, framing
 from textvae.checkpoint import Checkpoint, Position
 from textvae.config import Config
 from textvae.evaluate import Meter
+from textvae.hooks import Hooks, Outcome, Pace, Progress, Report, TrainingError, where
 from textvae.model import TextVAE
 from textvae.ranks import Ranks, distributed
 from textvae.sources import Corpus, prepare
@@ -38,65 +38,7 @@ from textvae.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two calls of Hooks.progress, at least: each waits for the device once.
-PROGRESS_INTERVAL = 0.4
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """What one completed epoch gave."""
-
-    epoch: int  # 1 is the first
-    step: int  # optimizer steps since the beginning
-    seconds: float  # the whole epoch, validation included
-    tokens_per_second: float  # real tokens of all ranks, while training
-    train: dict[str, float]  # config.METRICS; NaN where there was nothing to average
-    validation: dict[str, float]  # the same; its loss counts every term in full from the first epoch on
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where training is, a few times a second."""
-
-    epoch: int  # the current one; 1 is the first
-    epochs: int
-    step: int  # optimizer steps since the beginning
-    steps: int  # of the whole training
-    loss: float  # nats per review, mean over rank 0's reviews since the last Progress
-    reviews_per_second: float  # of all ranks
-    tokens_per_second: float  # of all ranks, taken from rank 0's share
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How `run` ended: finished, or stopped where `position` says with a checkpoint written there."""
-
-    finished: bool
-    reports: list[Report]  # of the epochs completed by this call
-    position: Position
-
-
-class Hooks(Protocol):
-    """What the caller of `run` hears and says, on rank 0 but for `epoch`. What one raises ends training."""
-
-    def progress(self, progress: Progress) -> None:
-        """The first step is done, training moved on, or a validation is under way."""
-
-    def stop(self) -> bool:
-        """Whether to stop now; asked after every step, and before every batch of a validation.
-
-        All ranks then stop at the same one.
-        """
-
-    def checkpoint(self, folder: Path, digest: str, position: Position, report: Report | None) -> None:
-        """A checkpoint was written to `folder`, the caller's from now on; after a stop there is no report."""
-
-    def epoch(self, report: Report) -> None:
-        """An epoch is over and its checkpoint written. Called on every rank, with the same metrics."""
+__all__ = ["Hooks", "Outcome", "Progress", "Report", "TrainingError", "run"]
 
 
 def run(
@@ -233,7 +175,9 @@ class _Loop:
                 tokens = self.sums["tokens"]
         self.sums = {}
         began = self.clock()
-        pace = _Pace(self, began)
+        pace = Pace(
+            self.hooks, self.clock, self.ranks, self.epochs, self.epochs * len(self.train_batches), began
+        )
         if first == 0 and objective.reset_decoder(self.config, epoch):
             self._reset_decoder()
         self.model.train()
@@ -251,7 +195,7 @@ class _Loop:
             layout = self.train_batches.layout(self.position.batch, self.position.ranks)
             self.position = Position(epoch, self.position.step + 1, self.position.batch + 1, layout)
             if self.ranks.rank == 0:
-                pace.add(loss, batch.total, read, at_once=first_step)
+                pace.add(self.position, loss, batch.total, read, at_once=first_step)
             if self.position.step % heap.TRIM_EVERY == 0:
                 heap.trim()
             if self._stopped():
@@ -276,7 +220,7 @@ class _Loop:
         """While it lasts the model holds what is validated and kept."""
         return self.average.shown() if self.average else nullcontext()
 
-    def _judge(self, train: dict[str, float], tokens_per_second: float, since: float, pace: _Pace) -> Report:
+    def _judge(self, train: dict[str, float], tokens_per_second: float, since: float, pace: Pace) -> Report:
         """Validate, and write the checkpoint of an epoch that is trained; it began `since` before 0."""
         epoch, looks = self.position.epoch, 0
 
@@ -284,7 +228,7 @@ class _Loop:
             nonlocal looks
             looks += 1
             if self.ranks.rank == 0:
-                pace.wait(train["loss"])
+                pace.wait(self.position, train["loss"])
             if looks % self.poll_every == 0 and self._told_to_stop():
                 raise _StoppedInValidation
 
@@ -309,8 +253,8 @@ class _Loop:
 
     def _check(self, kind: str, metrics: dict[str, float]) -> None:
         if not math.isfinite(metrics["loss"]):
-            where = _where(self.position.epoch, self.position.step)
-            raise TrainingError(f"{where}: the {kind} loss is {metrics['loss']}")
+            at = where(self.position.epoch, self.position.step)
+            raise TrainingError(f"{at}: the {kind} loss is {metrics['loss']}")
 
     def _step(self, batch: Batch, meter: Meter) -> Tensor:
         """One optimizer step; this rank's loss, summed over its reviews and divided by its reviews."""
@@ -371,12 +315,12 @@ class _Loop:
     def _save(self, name: str, metrics: dict[str, Any], sums: dict[str, Any], report: Report | None) -> None:
         if sums and not math.isfinite(sums["meter"]["sums"][0]):
             raise TrainingError(
-                f"{_where(self.position.epoch, self.position.step)}: the training loss is not finite"
+                f"{where(self.position.epoch, self.position.step)}: the training loss is not finite"
             )
         for parameter_name, parameter in self.model.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
                 raise TrainingError(
-                    f"{_where(self.position.epoch, self.position.step)}: "
+                    f"{where(self.position.epoch, self.position.step)}: "
                     f"the weights {parameter_name} are not finite; no checkpoint is written of them"
                 )
         if self.ranks.rank != 0:
@@ -398,56 +342,6 @@ class _Loop:
 
 class _StoppedInValidation(Exception):
     """On all ranks alike."""
-
-
-class _Pace:
-    """Calls Hooks.progress now and then on rank 0, and looks at the loss when it does."""
-
-    def __init__(self, loop: _Loop, now: float):
-        self.loop = loop
-        self.since = now
-        self.total = torch.zeros((), device=loop.ranks.device)
-        self.steps = self.reviews = self.tokens = 0
-        self.rates = 0.0, 0.0  # reviews and tokens a second, as told last
-
-    def add(self, loss: Tensor, reviews: int, tokens: int, *, at_once: bool) -> None:
-        """Count a step of `reviews` on all ranks and `tokens` on this one; `loss` stays on its device."""
-        self.total += loss
-        self.steps, self.reviews, self.tokens = self.steps + 1, self.reviews + reviews, self.tokens + tokens
-        passed = self.loop.clock() - self.since
-        if passed < PROGRESS_INTERVAL and not at_once:
-            return
-        loss_now = self.total.item() / self.steps
-        if not math.isfinite(loss_now):
-            position = self.loop.position
-            raise TrainingError(f"{_where(position.epoch, position.step)}: the training loss is {loss_now}")
-        tokens = self.tokens * self.loop.ranks.world_size
-        self.rates = self.reviews / max(passed, 1e-9), tokens / max(passed, 1e-9)
-        self._tell(loss_now)
-        self.since += passed
-        self.total.zero_()
-        self.steps = self.reviews = self.tokens = 0
-
-    def wait(self, loss: float) -> None:
-        """Say again where training is, while it moves on no further: the answer may be to stop."""
-        now = self.loop.clock()
-        if now - self.since >= PROGRESS_INTERVAL:
-            self.since = now
-            self._tell(loss)
-
-    def _tell(self, loss: float) -> None:
-        loop, position = self.loop, self.loop.position
-        self.loop.hooks.progress(
-            Progress(
-                epoch=position.epoch + 1,
-                epochs=loop.epochs,
-                step=position.step,
-                steps=loop.epochs * len(loop.train_batches),
-                loss=loss,
-                reviews_per_second=self.rates[0],
-                tokens_per_second=self.rates[1],
-            )
-        )
 
 
 def _saved(config: Config, resume: Path | None, digest: str | None) -> Checkpoint | None:
@@ -479,10 +373,6 @@ def _vocabulary(config: Config, corpus: Corpus, ranks: Ranks) -> Vocabulary:
     """Built by rank 0 from the training texts, the same on all ranks."""
     text = ranks.text(lambda: vocabulary.build(config.vocabulary, corpus.train.texts()).to_json())
     return Vocabulary.from_json(text)
-
-
-def _where(epoch: int, step: int) -> str:
-    return f"epoch {epoch + 1}, step {step}"
 
 
 def _plain(metrics: Mapping[str, float]) -> dict[str, float | None]:
