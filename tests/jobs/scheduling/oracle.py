@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -31,13 +32,15 @@ def packs(job: Waiting, nodes: Sequence[Node]) -> bool:
 
 def most(job: Waiting, node: Node) -> int:
     """How many of its ranks the machine holds."""
-    return max((n for n in range(job.ranks + 1) if _holds(node, job, n)), default=0)
+    return _most(job.ranks, job.cpus, job.gpus, node.cpus, node.gpus)
 
 
-def _holds(node: Node, job: Waiting, ranks: int) -> bool:
-    return (
-        ranks * job.cpus / job.ranks <= node.cpus + 1e-6 and ranks * job.gpus / job.ranks <= node.gpus + 1e-6
-    )
+@functools.lru_cache(2**16)  # asked some thousand times a pass, of few shapes
+def _most(ranks: int, cpus: float, gpus: float, free_cpus: float, free_gpus: float) -> int:
+    def holds(n: int) -> bool:
+        return n * cpus / ranks <= free_cpus + 1e-6 and n * gpus / ranks <= free_gpus + 1e-6
+
+    return max((n for n in range(ranks + 1) if holds(n)), default=0)
 
 
 class Spec:
@@ -50,8 +53,15 @@ class Spec:
         self.told: float | None = None
         if seen.promised is not None and not ahead:
             self.told, self._for = seen.promised.at, seen.promised.job
+        self._empty = whole(seen.cluster.nodes)
         self.waiting = [job for job in seen.waiting if self._possible(job)]
         self.top = max((job.priority for job in self.waiting), default=0)
+        self._had: dict[str, float] = {}  # of each owner, the share but for what this pass starts
+        self._turns: dict[tuple[str, int], float] = {}  # of each group, since when it waits
+        for job in sorted(self.waiting, key=lambda job: (job.sequence, job.id)):
+            if job.group not in self._turns:
+                since = max(job.since, job.not_before or job.since)
+                self._turns[job.group] = max(since, self.history.turns.get(job.group, since))
 
     def kept(self, reserved: Waiting) -> float | None:
         """The moment that it was told, if that cannot be confirmed by what is seen now."""
@@ -62,11 +72,7 @@ class Spec:
 
     def waited(self, job: Waiting) -> float:
         """Seconds since the group had a turn: its first job was ready, or one before that started."""
-        first = min((j for j in self.waiting if j.group == job.group), key=lambda j: (j.sequence, j.id))
-        moments = [first.since, first.not_before or first.since]
-        if job.group in self.history.turns:
-            moments.append(self.history.turns[job.group])
-        return self.now - max(moments)
+        return self.now - self._turns[job.group]
 
     def overdue(self, job: Waiting) -> bool:
         lift = max(0, self.top - job.priority) * self.policy.ageing
@@ -76,17 +82,19 @@ class Spec:
         return min(self.top, job.priority + math.floor(self.waited(job) / self.policy.ageing))
 
     def share(self, owner: str, started: Sequence[Waiting] = ()) -> float:
-        used, weight = self.history.used.get(owner, Used()), self.policy.share(owner).weight
-        had = 0.0
-        if self.cluster.total_cpus:
-            had += used.cpu_seconds / self.cluster.total_cpus
-        if self.cluster.total_gpus:
-            had += used.gpu_seconds / self.cluster.total_gpus
-        for job in [*self.running, *started]:
-            if job.owner == owner:
-                total = self.cluster.total_gpus if job.gpus else self.cluster.total_cpus
-                had += self.policy.lookahead * (job.gpus or job.cpus) / total if total else 0.0
-        return had / weight
+        if owner not in self._had:
+            used, had = self.history.used.get(owner, Used()), 0.0
+            if self.cluster.total_cpus:
+                had += used.cpu_seconds / self.cluster.total_cpus
+            if self.cluster.total_gpus:
+                had += used.gpu_seconds / self.cluster.total_gpus
+            self._had[owner] = had + sum(self._will_have(job) for job in self.running if job.owner == owner)
+        had = self._had[owner] + sum(self._will_have(job) for job in started if job.owner == owner)
+        return had / self.policy.share(owner).weight
+
+    def _will_have(self, job: Running | Waiting) -> float:
+        total = self.cluster.total_gpus if job.gpus else self.cluster.total_cpus
+        return self.policy.lookahead * (job.gpus or job.cpus) / total if total else 0.0
 
     def over_quota(self, job: Waiting, started: Sequence[Waiting] = ()) -> bool:
         share = self.policy.share(job.owner)
@@ -104,7 +112,7 @@ class Spec:
             and not job.blocked_by
             and (job.not_before is None or job.not_before <= self.now)
             and fits(job, self.cluster.total_cpus, self.cluster.total_gpus)
-            and packs(job, whole(self.cluster.nodes))
+            and packs(job, self._empty)
             and (share.cpus is None or job.cpus <= share.cpus + 1e-6)
             and (share.gpus is None or job.gpus <= share.gpus + 1e-6)
             and share.jobs != 0
