@@ -23,6 +23,8 @@ from textvae.batches import Batch
 from textvae.config import Config
 from textvae.model import TextVAE
 
+from .marks import takes_minutes
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -266,6 +268,7 @@ def test_the_program_measures_the_models_and_prints_json() -> None:
     assert result["parts"]["plain"]["cpu"]["sides"]["ours, fp32"]["LSTM kernels"]
 
 
+@takes_minutes
 @pytest.mark.ray
 def test_the_program_compares_a_rank_on_ray_with_one_without() -> None:
     answer = subprocess.run(
