@@ -25,8 +25,9 @@ demo: install  ## from nothing to a trained, served model, in a few minutes
 test: install  ## the whole test suite, in two processes
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-chaos: install  ## the long tests: 300 kills over 200 jobs, every crash point, a storm over Ray, a benchmark on Ray
-	TEXTVAE_CHAOS=all $(BIN)/python -m pytest tests/chaos tests/test_end_to_end.py tests/test_benchmark_train.py -s
+chaos: install  ## the long tests: 300 kills over 200 jobs, every crash point, a storm over Ray, benchmarks
+	TEXTVAE_CHAOS=all $(BIN)/python -m pytest -s tests/chaos tests/cluster/test_lost_attempts.py \
+		tests/test_end_to_end.py tests/test_benchmark_train.py
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .

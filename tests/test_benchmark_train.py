@@ -244,6 +244,7 @@ def test_memory_of_our_loss_does_not_grow_with_the_logits(speed: Any) -> None:
     assert large["ours"] < 150
 
 
+@takes_minutes
 def test_the_program_measures_the_models_and_prints_json() -> None:
     answer = subprocess.run(
         [

@@ -25,6 +25,7 @@ from textvae.checkpoint import CheckpointError
 
 from ..chaos.ground import until, writable
 from ..local_ray import LocalRay
+from ..marks import takes_minutes
 from ..on_ray import dispatching, make_dispatcher, nothing_left, processes_of
 
 pytestmark = pytest.mark.ray
@@ -123,6 +124,7 @@ def test_an_attempt_that_has_lost_its_job_ends_itself_and_its_ranks(
     assert service.wait("lost", 60).state is JobState.CANCELLED
 
 
+@takes_minutes
 def test_verify_ends_what_runs_still_and_records_what_is_dead(
     service: Service,
     settings: Settings,
