@@ -73,6 +73,7 @@ def attempt_of(service: Service, job: str, number: int) -> Attempt:
     return found
 
 
+@takes_minutes
 def test_a_frozen_attempt_is_killed_with_its_ranks_and_the_next_one_goes_on(
     service: Service,
     settings: Settings,
