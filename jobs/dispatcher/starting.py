@@ -331,10 +331,10 @@ class Starter:
                 reason = too_large(shape, cluster)
                 if reason is not None:
                     found.update((id, reason) for _, id in line)
-        for id, reason in found.items():
-            if self._unfit.get(id) != reason and self._store.note_unfit(id, who(), reason):
-                of = about(id, self.outlook.backlog[id].number)
-                logger.warning("job %s waits: it %s", id, reason, extra=of)
+        other = {id: reason for id, reason in found.items() if self._unfit.get(id) != reason}
+        for id in self._store.note_unfit(other, who()):
+            of = about(id, self.outlook.backlog[id].number)
+            logger.warning("job %s waits: it %s", id, found[id], extra=of)
         self._unfit = found
 
 

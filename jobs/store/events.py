@@ -23,6 +23,7 @@ _EVENT = (
     EventRow.detail,
 )
 
+_TOGETHER = 500  # jobs told of in one transaction: it takes some hundredths of a second
 _PENDING = "textvae_events"  # where a connection keeps the lines that its transaction will end with
 _LOCK = 7350072  # PostgreSQL's advisory lock, held from the first line to the commit
 
@@ -89,16 +90,24 @@ class EventVerbs(Database):
         with self.writing() as connection:
             self._event(connection, kind, by=by, job=job, attempt=attempt, detail=detail)
 
-    def note_unfit(self, job: str, by: str, reason: str) -> bool:
-        """Record, once for each reason, that a job needs more than the cluster has; whether it is new."""
-        with self.writing() as connection:
-            known = connection.execute(
-                select(EventRow.detail).where(EventRow.job == job, EventRow.kind == EventKind.UNFIT)
-            ).scalars()
-            if any(detail.get("reason") == reason for detail in known):
-                return False
-            self._event(connection, EventKind.UNFIT, job=job, by=by, detail={"reason": reason})
-            return True
+    def note_unfit(self, reasons: Mapping[str, str], by: str) -> list[str]:
+        """Record, once for each reason, that these jobs need more than the cluster has; those it is new of.
+
+        A machine that is lost may make thousands too large at once: a transaction has hundreds of them.
+        """
+        new, jobs = [], list(reasons)
+        for start in range(0, len(jobs), _TOGETHER):
+            some = jobs[start : start + _TOGETHER]
+            with self.writing() as connection:
+                told = select(EventRow.job, EventRow.detail).where(
+                    EventRow.job.in_(some), EventRow.kind == EventKind.UNFIT
+                )
+                known = {(job, detail.get("reason")) for job, detail in connection.execute(told)}
+                untold = [job for job in some if (job, reasons[job]) not in known]
+                for job in untold:
+                    self._event(connection, EventKind.UNFIT, job=job, by=by, detail={"reason": reasons[job]})
+            new += untold
+        return new
 
     def _event(
         self,

@@ -185,7 +185,7 @@ def test_show_of_a_queued_job_says_what_it_waits_for(
     assert reason("job-b") == "4 CPUs and 1 GPU to be free; running jobs hold 2 CPUs"
     add_job("job-c", priority=1)
     assert reason("job-b") == "1 job ahead of it; running jobs hold 2 CPUs"
-    store.note_unfit("job-b", "dispatcher", "needs 4 CPUs, the cluster has 2")
+    store.note_unfit({"job-b": "needs 4 CPUs, the cluster has 2"}, "dispatcher")
     assert reason("job-b") == "a larger cluster: it needs 4 CPUs, the cluster has 2"
     monkeypatch.delenv("TEXTVAE_REDIS_URL")
     assert reason("job-c") == "the service, which is not up: textvae-jobs up"
@@ -197,7 +197,7 @@ def test_a_cluster_that_has_grown_is_not_waited_for(
     add_job("busy", gpus=8)
     store.open_attempt("busy", 1, "dispatcher")
     add_job("large", gpus=8)
-    store.note_unfit("large", "dispatcher", "needs 8 GPUs, the cluster has 2")
+    store.note_unfit({"large": "needs 8 GPUs, the cluster has 2"}, "dispatcher")
     told = []
     for gpus in (2.0, 8.0):
         queue.publish_cluster({"total_cpus": 8.0, "total_gpus": gpus, "free_cpus": 0.0, "free_gpus": 0.0})

@@ -20,6 +20,7 @@ from jobs.store import (
     NotFound,
     Store,
 )
+from jobs.store import events as store_events
 
 from ..conftest import DATABASES as DATABASES
 from .conftest import VALUES, AddJob, checkpoint, kinds
@@ -200,6 +201,26 @@ def test_events_are_told_from_where_one_left_off(store: Store, add_job: AddJob):
     ]
     assert [event.actor for event in store.events("first")] == ["ada", "bob"]
     assert store.events(after=all_events[1].id) == all_events[2:]
-    assert store.note_unfit("second", "dispatcher", "needs 8 GPUs, the cluster has 0")
-    assert not store.note_unfit("second", "dispatcher", "needs 8 GPUs, the cluster has 0")
+    large = {"second": "needs 8 GPUs, the cluster has 0"}
+    assert store.note_unfit(large, "dispatcher") == ["second"]
+    assert store.note_unfit(large, "dispatcher") == []
     assert store.events("second")[-1].detail == {"reason": "needs 8 GPUs, the cluster has 0"}
+
+
+def test_of_many_jobs_that_are_too_large_each_is_told_once_in_few_transactions(
+    store: Store, add_job: AddJob, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(store_events, "_TOGETHER", 4)
+    reasons = {f"job-{number:02}": f"needs {number} CPUs" for number in range(10)}
+    for id in reasons:
+        add_job(id)
+    assert store.note_unfit({"job-03": reasons["job-03"]}, "dispatcher") == ["job-03"]
+    writing, transactions = store.writing, []
+    monkeypatch.setattr(store, "writing", lambda: transactions.append(1) or writing())
+    others = [id for id in reasons if id != "job-03"]
+    assert store.note_unfit(reasons, "dispatcher") == others
+    assert len(transactions) == 3
+    for id, reason in reasons.items():
+        assert [each.detail for each in store.events(id) if each.kind is EventKind.UNFIT] == [
+            {"reason": reason}
+        ]
