@@ -50,6 +50,7 @@ from jobs.settings import Settings
 from jobs.store import JobState, Store
 
 PROMISED = 1.5
+QUEUED = 10_000  # jobs that wait when the dispatcher is looked at for the second time
 _PATIENCE = 180.0
 _ROOT = Path(__file__).parent.parent
 _SENTENCES = 8485  # as many as snippets has
@@ -261,13 +262,20 @@ def full(ground: Bench) -> dict[str, float]:
     """The same as `idle`, with many jobs recorded, of which none can start."""
     store, queue = Store(ground.settings.database_url), Queue(ground.settings.redis_url)
     record(store, ground.config, 100_000, JobState.SUCCEEDED)
-    record(store, ground.config, 10_000, JobState.QUEUED, cpus=1000.0)
+    record(store, ground.config, QUEUED, JobState.QUEUED, cpus=1000.0)
     Service(store, queue).reconcile_queue()
+    # It has half a million events to take in, at once and not over months. When it has, it tells of the jobs.
+    wait_for(lambda: _told_unfit(store), lambda told: told == QUEUED, "not all jobs are known as too large")
     seen = idle(ground)
     assert not store.running()
     store.close()
     queue.close()
     return seen
+
+
+def _told_unfit(store: Store) -> int:
+    time.sleep(2)  # else those who ask would take its core
+    return sum(event.kind == "unfit" for event in store.events(newest=True, limit=QUEUED))
 
 
 def since(began: float, stages: Mapping[str, float]) -> dict[str, float]:

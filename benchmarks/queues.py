@@ -187,10 +187,13 @@ def record(store: Store, config: JobConfig, jobs: int, state: JobState, cpus: fl
                     "finished": done if ended else None,
                 }
             )
-            kinds = ["submitted", *(["claimed", "started", "finished", "succeeded"] if ended else [])]
+            told = [("submitted", None, created)]
+            if ended:
+                told += [("claimed", 1, created), ("started", 1, created)]
+                told += [("finished", 1, done), ("succeeded", 1, done)]
             events += [
-                {"at": created, "job": id, "attempt": None, "kind": kind, "actor": "benchmark", "detail": {}}
-                for kind in kinds
+                {"at": at, "job": id, "attempt": attempt, "kind": kind, "actor": "benchmark", "detail": {}}
+                for kind, attempt, at in told
             ]
             if ended:
                 attempts.append(

@@ -88,9 +88,9 @@ class Outlook:
                 if kind in _LEFT:
                     self.backlog.discard(job)
             changed = {job for job, kind in last.items() if kind not in _LEFT}
-            for event in events:
-                if event.job and event.kind in _ENDED:
-                    changed.update(self._store.dependents(event.job))
+            ended = {event.job for event in events if event.job and event.kind in _ENDED}
+            if ended:
+                changed.update(self._store.dependents(*ended))
             finished = {
                 (event.job, event.attempt or 0): event.at
                 for event in events
@@ -174,13 +174,15 @@ class Outlook:
         wanted = set(finished) - self._counted
         if not wanted:
             return
-        since = min(finished.values()) - timedelta(seconds=5)  # its end is recorded just before its event
+        # An end and its event are of one transaction: it is found about then, or not at all.
+        since = min(finished.values()) - timedelta(seconds=5)
+        until = max(finished.values()) + timedelta(seconds=5)
         while page := self._store.ended(since, limit=_PAGE):
             for ended in page:
                 if (ended.job, ended.number) in wanted:
                     wanted.discard((ended.job, ended.number))
                     self._spend(ended)
-            if len(page) < _PAGE or not wanted or page[-1].finished == since:
+            if len(page) < _PAGE or not wanted or page[-1].finished == since or page[-1].finished > until:
                 return
             since = page[-1].finished
 

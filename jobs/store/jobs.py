@@ -220,16 +220,16 @@ class JobVerbs(EventVerbs):
                 for row in connection.execute(query)
             ]
 
-    def dependents(self, job: str) -> list[str]:
-        """The jobs that come after a job, in the order of their submission."""
+    def dependents(self, *jobs: str) -> list[str]:
+        """The jobs that come after any of these, each once, in the order of their submission."""
         query = (
             select(DependencyRow.job)
             .join(JobRow, JobRow.id == DependencyRow.job)
-            .where(DependencyRow.on_job == job)
+            .where(DependencyRow.on_job.in_(jobs))
             .order_by(JobRow.sequence)
         )
         with self.reading() as connection:
-            return list(connection.execute(query).scalars())
+            return list(dict.fromkeys(connection.execute(query).scalars()))
 
     def request_cancel(self, job: str, by: str) -> Job:
         """Cancel a queued job at once; mark a running one, whose attempt then stops.

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import jobs.outlook as outlook_module
 from jobs.dispatcher import Capacity, Dispatcher, Timings
 from jobs.dispatcher.starting import Starter
 from jobs.outlook import Outlook, explainer
@@ -19,7 +20,7 @@ from jobs.scheduling import Blocked, Node, Policy
 from jobs.scheduling import Cluster as Room
 from jobs.service import Service
 from jobs.settings import Settings
-from jobs.store import AttemptState, Cause, EventKind, JobState, Store
+from jobs.store import AttemptState, Cause, Ended, EventKind, JobState, Store
 
 from ..conftest import DATABASES as DATABASES
 from ..conftest import Clock
@@ -229,6 +230,32 @@ def test_an_attempt_whose_end_has_to_wait_for_the_database_is_charged_too(
     assert used["ada"].cpu_seconds == pytest.approx(320, rel=0.01)  # a little has decayed
 
 
+def test_an_end_whose_attempt_is_not_there_is_not_looked_for_until_today(
+    store: Store, add_job: AddJob, clock: Clock, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(outlook_module, "_PAGE", 4)
+    outlook = Outlook(store, Policy())
+    outlook.refresh()
+    store.record_event(EventKind.FINISHED, by="test", attempt=1, job=add_job("gone").id)
+    for n in range(40):
+        clock.forward(10)
+        id = add_job(f"job-{n}", cpus=2).id
+        store.open_attempt(id, 1, by="test")
+        store.finish_attempt(id, 1, AttemptState.SUCCEEDED, by="attempt")
+    read, ended = [], store.ended
+
+    def counted(*arguments: Any, **options: Any) -> list[Ended]:
+        read.extend(found := ended(*arguments, **options))
+        return found
+
+    monkeypatch.setattr(store, "ended", counted)
+    outlook.refresh()
+    assert set(outlook.typical()) == {"ada"}
+    assert len(outlook._typical["ada"]) == 20  # each was charged, the last of them are remembered
+    assert {end.job for end in read} == {f"job-{n}" for n in range(40)}
+    assert len(read) < 4 * 40  # 40 pages of events, of which none reads all that came later
+
+
 def test_a_small_job_with_a_time_limit_goes_before_one_that_waits_for_room(
     dispatcher: At, service: Service, add_job: AddJob
 ):
@@ -357,15 +384,18 @@ def test_a_released_or_freed_job_is_seen_without_reading_the_queue_again(
     service.hold("held")
     add_job("after", after=("one",))
     add_job("later", not_before=clock.now + timedelta(seconds=60))
+    add_job("two")
+    add_job("after both", after=("one", "two"))
     dispatcher.step()
-    assert running(service.store) == ["one-1"]
+    assert running(service.store) == ["one-1", "two-1"]
     end(service, cluster, "one")
+    end(service, cluster, "two")
     service.release("held")
     dispatcher.step()
-    assert running(service.store) == ["after-1", "held-1"]
+    assert running(service.store) == ["after both-1", "after-1", "held-1"]
     clock.forward(61)
     dispatcher.step()
-    assert running(service.store) == ["after-1", "held-1", "later-1"]
+    assert running(service.store) == ["after both-1", "after-1", "held-1", "later-1"]
 
 
 def test_while_it_is_drained_nothing_starts_and_nobody_makes_way(

@@ -43,7 +43,10 @@ def test_a_job_starts_only_after_the_success_of_another(store: Store, add_job: A
         ("one", False, True),
         ("two", False, True),
     ]
+    add_job("also", after=["two"], retry=ONCE)
     assert store.dependents("one") == ["both"]
+    assert store.dependents("two", "one") == ["both", "also"]  # each once, as they were submitted
+    assert store.dependents("both") == []
 
 
 @pytest.mark.parametrize("state", [AttemptState.SUCCEEDED, AttemptState.FAILED, AttemptState.CANCELLED])
