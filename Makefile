@@ -27,7 +27,7 @@ test: install  ## the whole test suite, in two processes
 
 chaos: install  ## the long tests: 300 kills over 200 jobs, every crash point, a storm over Ray, benchmarks
 	TEXTVAE_CHAOS=all $(BIN)/python -m pytest -s tests/chaos tests/cluster/test_lost_attempts.py \
-		tests/test_end_to_end.py tests/test_benchmark_train.py
+		tests/cluster/test_two_nodes.py tests/test_end_to_end.py tests/test_benchmark_train.py
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .

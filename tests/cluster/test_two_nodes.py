@@ -13,6 +13,8 @@ import pytest
 from textvae import checkpoint
 from textvae.artifacts import Artifacts
 
+from ..marks import takes_minutes
+
 # A driver of its own: a process can be connected to one Ray only, and the tests' is to another.
 DRIVER = """
 import json, sys, time
@@ -38,6 +40,7 @@ print(json.dumps({"placed": placed, "nodes": list(launching.nodes()), "then": la
 """
 
 
+@takes_minutes
 @pytest.mark.ray
 def test_two_ranks_train_on_two_nodes(two_nodes, small_config, tmp_path):
     fit = {

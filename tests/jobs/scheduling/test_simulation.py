@@ -7,7 +7,7 @@ import pytest
 from . import mixes, oracle
 from .simulation import Mix, Pass, Simulation
 
-GENERAL, ELASTIC, SATURATED = 900, 100, 100  # mixes
+GENERAL, ELASTIC, SATURATED = 900, 100, 50  # mixes
 BLOCK = 100
 YIELD, PLACING = 10.0, 3.0  # seconds that the simulation takes at most to make room, and to start
 
