@@ -55,9 +55,10 @@ class Backlog:
             job = self._jobs.get(id)
             if job is None or job.not_before != at or job.held or job.blocked_by:
                 continue  # an entry of what the job was before it was replaced
-            line = self._line(job)
-            if (job.sequence, id) not in line:
-                bisect.insort(line, (job.sequence, id))
+            line, entry = self._line(job), (job.sequence, id)
+            place = bisect.bisect_left(line, entry)
+            if line[place : place + 1] != [entry]:  # else it was put twice with one time
+                line.insert(place, entry)
         return self._ready
 
     def next_time(self) -> float | None:

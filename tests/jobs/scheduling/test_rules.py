@@ -127,6 +127,17 @@ def test_the_backlog_knows_who_is_ready():
     assert not backlog.ready(60)
 
 
+def test_jobs_whose_time_comes_stand_where_they_were_submitted_each_once():
+    backlog = Backlog([waits("b", not_before=50.0), waits("c", not_before=40.0), waits("a"), waits("d")])
+    for _ in range(2):
+        backlog.put(waits("b", not_before=50.0))  # read again, and nothing has changed
+    ((line,),) = [list(lines.values()) for lines in backlog.ready(60).values()]
+    assert [id for _, id in line] == ["a", "b", "c", "d"]
+    backlog.discard("b")
+    ((line,),) = [list(lines.values()) for lines in backlog.ready(60).values()]
+    assert [id for _, id in line] == ["a", "c", "d"]
+
+
 def test_every_reason_is_told():
     policy = Policy(owners={"bob": Share(cpus=1), "eve": Share(jobs=0)})
     running = (runs("r", cpus=2, limit=1000), runs("b", owner="bob", cpus=1))
