@@ -184,7 +184,7 @@ def ours(ground: Bench, turn: int) -> dict[str, float]:
     log = ground.settings.attempt_log(job, 1)
     said = wait_for(lambda: heard(log), lambda found: "first step" in found, f"{job} has not begun to train")
     happened = {str(event.kind): event.at.timestamp() for event in store.events(job)}
-    actor = psutil.Process(int(said.pop("process"))).create_time()
+    actor = started(int(said.pop("process")))
     stages = {
         "recorded": returned,
         "claimed": happened["claimed"],
@@ -256,6 +256,12 @@ def claims(ground: Bench, submits: int) -> dict[str, float]:
     queue.close()
     tenths = statistics.quantiles(took, n=20) if len(took) > 1 else took
     return {"ms to claimed, p50": statistics.median(took), "p95": tenths[-1]}
+
+
+def started(process: int) -> float:
+    """When a process began. psutil adds to the time of the boot, which the kernel tells in whole seconds."""
+    after_boot = psutil.Process(process).create_time() - psutil.boot_time()
+    return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - after_boot)
 
 
 def full(ground: Bench) -> dict[str, float]:

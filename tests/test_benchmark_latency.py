@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from datetime import datetime
 from pathlib import Path
 from types import ModuleType
@@ -64,6 +67,16 @@ def test_the_stages_of_ray_train_are_those_of_the_training_that_began_last(
         (folder / f"ray-train-app-controller-{name}.log").write_text(text)
     found = latency.ray_train(tmp_path, at(0))
     assert found == pytest.approx({"controller is up": at(4), "ranks are up": at(7)})
+
+
+def test_when_a_process_began_is_known_to_less_than_the_whole_seconds_of_the_boot(
+    latency: ModuleType,
+) -> None:
+    before = time.time()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        after = time.time()
+        assert before - 0.05 <= latency.started(process.pid) <= after + 0.05  # the kernel counts hundredths
+        process.communicate(b"\n")
 
 
 def test_stages_count_from_the_beginning_in_the_order_in_which_they_were_reached(latency: ModuleType) -> None:
