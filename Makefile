@@ -3,6 +3,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
+unexport PYTHONDONTWRITEBYTECODE  # some set it; here hundreds of processes import the same modules
+
 .PHONY: help install demo test chaos lint results lock clean
 
 help:  ## this list
