@@ -91,12 +91,13 @@ class Outlook:
             ended = {event.job for event in events if event.job and event.kind in _ENDED}
             if ended:
                 changed.update(self._store.dependents(*ended))
-            finished = {
-                (event.job, event.attempt or 0): event.at
-                for event in events
-                if event.job and event.kind is EventKind.FINISHED
-            }
-            self._settle(finished)
+            self._settle(
+                {
+                    (event.job, event.attempt or 0)
+                    for event in events
+                    if event.job and event.kind is EventKind.FINISHED
+                }
+            )
             self.look_again(changed)
             self.seen = events[-1].id
         now = self._store.clock().timestamp()
@@ -169,22 +170,13 @@ class Outlook:
         for job in self._store.running():
             self._accounts.turn((job.owner, job.priority), job.sequence, job.opened.timestamp())
 
-    def _settle(self, finished: Mapping[tuple[str, int], datetime]) -> None:
-        """Charge these attempts; each event says when one ended."""
-        wanted = set(finished) - self._counted
-        if not wanted:
-            return
-        # An end and its event are of one transaction: it is found about then, or not at all.
-        since = min(finished.values()) - timedelta(seconds=5)
-        until = max(finished.values()) + timedelta(seconds=5)
-        while page := self._store.ended(since, limit=_PAGE):
-            for ended in page:
-                if (ended.job, ended.number) in wanted:
-                    wanted.discard((ended.job, ended.number))
+    def _settle(self, finished: set[tuple[str, int]]) -> None:
+        """Charge these attempts."""
+        finished = finished - self._counted
+        if finished:
+            for ended in self._store.ended(of={job for job, _ in finished}):
+                if (ended.job, ended.number) in finished:
                     self._spend(ended)
-            if len(page) < _PAGE or not wanted or page[-1].finished == since or page[-1].finished > until:
-                return
-            since = page[-1].finished
 
     def _spend(self, ended: Ended) -> None:
         opened, finished = ended.opened.timestamp(), ended.finished.timestamp()

@@ -16,11 +16,28 @@ from jobs.store.jobs import get_job, lock_in_order
 from jobs.store.orders import OrderVerbs, decide_alone
 from jobs.store.retries import After, after, kind_of
 from jobs.store.states import ACTIVE, AttemptState, Cause, CauseKind, EventKind, JobState
-from jobs.store.tables import AttemptRow, JobRow, Utc, attempt_in
+from jobs.store.tables import AttemptRow, JobRow, attempt_in
 from jobs.store.values import Attempt, Job, StaleAttempt
-from jobs.store.waiting import may_start
+from jobs.store.waiting import MAY_START, NOW, drained
 
 _ATTEMPT = tuple(AttemptRow.__table__.columns)
+_ATTEMPTS = select(*_ATTEMPT).order_by(AttemptRow.job, AttemptRow.number)
+_BY_NUMBER = select(*_ATTEMPT).where(
+    AttemptRow.job == bindparam("job"), AttemptRow.number == bindparam("number")
+)
+_OPEN = (
+    update(JobRow)
+    .where(MAY_START, JobRow.attempt == bindparam("before"))
+    .values(
+        state=JobState.RUNNING,
+        attempt=bindparam("number"),
+        finished=None,
+        not_before=None,
+        yield_requested=None,
+        yield_cause=None,
+        started=func.coalesce(JobRow.started, NOW),
+    )
+)
 
 _JOB_AFTER = {
     JobState.SUCCEEDED: EventKind.SUCCEEDED,
@@ -124,7 +141,7 @@ class AttemptVerbs(OrderVerbs):
         with self.writing() as connection:
             self._guard(connection, job, number)
             before = get_job(connection, job, lock=True)
-            # Once there is nothing left to wait for: whoever follows the events finds it by their moment.
+            # Once there is nothing left to wait for: nobody has read the ends up to this moment yet.
             now = self.clock()
             attempt = _attempt(connection, job, number)
             trained = 0.0 if attempt.started is None else (now - attempt.started).total_seconds()
@@ -173,7 +190,7 @@ class AttemptVerbs(OrderVerbs):
 
     def attempts(self, job: str | None = None, *, active: bool = False) -> list[Attempt]:
         """Attempts of a job, or of all, in order; only the active ones if asked."""
-        query = select(*_ATTEMPT).order_by(AttemptRow.job, AttemptRow.number)
+        query = _ATTEMPTS
         if job is not None:
             query = query.where(AttemptRow.job == job)
         if active:
@@ -184,24 +201,11 @@ class AttemptVerbs(OrderVerbs):
     def _open(
         self, connection: Connection, job: str, number: int, by: str, ranks: int | None
     ) -> Attempt | None:
-        now = self.clock()
-        allowed = may_start(connection, job, now)
-        if allowed is None:
+        if drained(connection):
             return None
-        changed = connection.execute(
-            update(JobRow)
-            .where(allowed, JobRow.attempt == number - 1)
-            .values(
-                state=JobState.RUNNING,
-                attempt=number,
-                finished=None,
-                not_before=None,
-                yield_requested=None,
-                yield_cause=None,
-                started=func.coalesce(JobRow.started, bindparam("now", now, type_=Utc())),
-            )
-        ).rowcount
-        if not changed:
+        now = self.clock()
+        told = {"job": job, "number": number, "before": number - 1, "now": now}
+        if not connection.execute(_OPEN, told).rowcount:
             return None
         value = get_job(connection, job)
         ranks = value.ranks if ranks is None else ranks
@@ -253,9 +257,7 @@ def _attempt_of(row: Any) -> Attempt:
 
 
 def _attempt(connection: Connection, job: str, number: int) -> Attempt:
-    return _attempt_of(
-        connection.execute(select(*_ATTEMPT).where(AttemptRow.job == job, AttemptRow.number == number)).one()
-    )
+    return _attempt_of(connection.execute(_BY_NUMBER, {"job": job, "number": number}).one())
 
 
 def _counts(then: After) -> dict[str, Any]:

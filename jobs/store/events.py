@@ -22,6 +22,7 @@ _EVENT = (
     EventRow.actor,
     EventRow.detail,
 )
+_EVENTS = select(*_EVENT)
 
 _TOGETHER = 500  # jobs told of in one transaction: it takes 20 ms
 _PENDING = "textvae_events"  # where a connection keeps the lines that its transaction will end with
@@ -65,7 +66,7 @@ class EventVerbs(Database):
         With a `limit` the first so many of them, or the last if `newest`.
         """
         order = EventRow.id.desc() if newest else EventRow.id
-        query = select(*_EVENT).where(EventRow.id > after).order_by(order).limit(limit)
+        query = _EVENTS.where(EventRow.id > after).order_by(order).limit(limit)
         if job is not None:
             own = EventRow.job == job
             if children:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from jobs.store.events import EventVerbs
@@ -48,6 +48,10 @@ JOB = (
 
 FINAL = tuple(state for state in JobState if state.final)
 
+# Asked in every transaction: putting a statement together takes longer than its answer.
+_BY_ID = select(*JOB).where(JobRow.id == bindparam("job"))
+_BY_ID_LOCKED = _BY_ID.with_for_update(key_share=True)
+
 
 def job_of(row: Any) -> Job:
     """The value of a row of `JOB`."""
@@ -60,8 +64,7 @@ def get_job(connection: Connection, job: str, *, lock: bool = False) -> Job:
     (SQLite needs no lock, a transaction that writes has the database to itself, and leaves it out. In
     PostgreSQL it is FOR NO KEY UPDATE: `EventVerbs.writing` says why.)
     """
-    query = select(*JOB).where(JobRow.id == job)
-    row = connection.execute(query.with_for_update(key_share=True) if lock else query).one_or_none()
+    row = connection.execute(_BY_ID_LOCKED if lock else _BY_ID, {"job": job}).one_or_none()
     if row is None:
         raise NotFound(f"no job {job!r}")
     return job_of(row)

@@ -18,9 +18,10 @@ from jobs.store.models import ModelVerbs
 from jobs.store.states import EventKind, JobState
 from jobs.store.tables import CheckpointRow, JobRow, ReportRow, TrialRow
 from jobs.store.values import Job, NewTrial, NotFound, Tally, Trial
-from jobs.store.waiting import drained, unhindered
+from jobs.store.waiting import UNHINDERED, drained
 
 _OPEN = (JobState.QUEUED, JobState.RUNNING)
+_SWEEPS = select(*JOB).where(JobRow.trials.is_not(None), JobRow.state.in_(_OPEN)).order_by(JobRow.sequence)
 
 
 class SweepVerbs(ModelVerbs):
@@ -28,11 +29,8 @@ class SweepVerbs(ModelVerbs):
 
     def sweeps(self) -> list[Job]:
         """The sweeps that have not ended, the oldest first."""
-        query = (
-            select(*JOB).where(JobRow.trials.is_not(None), JobRow.state.in_(_OPEN)).order_by(JobRow.sequence)
-        )
         with self.reading() as connection:
-            return [job_of(row) for row in connection.execute(query)]
+            return [job_of(row) for row in connection.execute(_SWEEPS)]
 
     def add_trials(self, sweep: str, children: Sequence[NewTrial], by: str) -> list[Job]:
         """Make children of a sweep; returns those that were made, in the order given: all or none.
@@ -53,14 +51,15 @@ class SweepVerbs(ModelVerbs):
                 & JobRow.state.in_(_OPEN)
                 & JobRow.cancel_requested.is_(None)
                 & JobRow.error.is_(None)
-                & unhindered(sweep, now)
+                & UNHINDERED
             )
             if (
                 not children
                 or numbers != list(range(made + 1, made + 1 + len(children)))
                 or numbers[-1] > (parent.trials or 0)
                 or drained(connection)
-                or connection.execute(select(JobRow.id).where(may)).first() is None
+                or connection.execute(select(JobRow.id).where(may), {"job": sweep, "now": now}).first()
+                is None
             ):
                 return []
             connection.execute(

@@ -6,12 +6,12 @@ from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, case, exists, func, select
+from sqlalchemy import ColumnElement, Connection, Select, bindparam, case, exists, func, select
 from sqlalchemy.orm import aliased
 
 from jobs.store.jobs import JobVerbs, unmet
 from jobs.store.states import ACTIVE, AttemptState, Cause, JobState
-from jobs.store.tables import AttemptRow, DependencyRow, JobRow, SwitchRow, attempt_in
+from jobs.store.tables import AttemptRow, DependencyRow, JobRow, SwitchRow, Utc, attempt_in
 from jobs.store.values import Ended, Queued, Running, Usage
 
 DRAIN = "drain"
@@ -97,6 +97,38 @@ _ALL_RUNNING = (
     .order_by(AttemptRow.opened, JobRow.sequence)
 )
 _PAST_OF_RUNNING = _past(JobRow.state == JobState.RUNNING)
+_ALL_ENDED = (
+    select(*_ENDED)
+    .join(JobRow, JobRow.id == AttemptRow.job)
+    .where(AttemptRow.finished.is_not(None))
+    .order_by(AttemptRow.finished, JobRow.sequence)
+)
+
+
+def _blocking() -> Select[str]:
+    other = aliased(JobRow)
+    return (
+        select(DependencyRow.job)
+        .join(other, other.id == DependencyRow.on_job)
+        .where(DependencyRow.job == bindparam("job"), unmet(other))
+    )
+
+
+NOW = bindparam("now", type_=Utc())
+
+# Of the row of the job that the parameter `job` names: whether it is not held, its moment has come, and what
+# it comes after has ended.
+UNHINDERED = (
+    JobRow.held.is_(None)
+    & (JobRow.not_before.is_(None) | (JobRow.not_before <= NOW))
+    & ~exists(_blocking().subquery().select())
+)
+
+# What must hold of that row for an attempt of it to be opened, unless the service is being `drained`. It
+# cannot change before the transaction ends, as the row itself is about to be updated.
+MAY_START = (
+    (JobRow.id == bindparam("job")) & (JobRow.state == JobState.QUEUED) & JobRow.trials.is_(None) & UNHINDERED
+)
 
 
 class WaitingVerbs(JobVerbs):
@@ -143,17 +175,21 @@ class WaitingVerbs(JobVerbs):
             for row in rows
         ]
 
-    def ended(self, since: datetime | None = None, *, limit: int | None = None) -> list[Ended]:
-        """The attempts that ended at `since` or later, in that order."""
-        query = (
-            select(*_ENDED)
-            .join(JobRow, JobRow.id == AttemptRow.job)
-            .where(AttemptRow.finished.is_not(None))
-            .order_by(AttemptRow.finished, JobRow.sequence)
-            .limit(limit)
-        )
+    def ended(
+        self,
+        since: datetime | None = None,
+        *,
+        of: Collection[str] | None = None,
+        limit: int | None = None,
+    ) -> list[Ended]:
+        """The attempts that ended at `since` or later, in that order; only those of the jobs `of`."""
+        query = _ALL_ENDED
         if since is not None:
             query = query.where(AttemptRow.finished >= since)
+        if of is not None:
+            query = query.where(AttemptRow.job.in_(of))
+        if limit is not None:
+            query = query.limit(limit)
         with self.reading() as connection:
             return [
                 Ended(
@@ -269,39 +305,7 @@ class WaitingVerbs(JobVerbs):
         return {of: Usage(cpu, gpu, took, int(attempts)) for of, (cpu, gpu, took, attempts) in sums.items()}
 
 
-def may_start(connection: Connection, job: str, now: datetime) -> ColumnElement[bool] | None:
-    """What must hold of a job's row for an attempt of it to be opened in this transaction; none if, as the
-    service is being drained, nothing helps.
-
-    It cannot change before the transaction ends: the row itself is about to be updated, and whoever begins a
-    drain waits for the lock that is taken here.
-    """
-    if drained(connection):
-        return None
-    return (
-        (JobRow.id == job)
-        & (JobRow.state == JobState.QUEUED)
-        & JobRow.trials.is_(None)
-        & unhindered(job, now)
-    )
-
-
 def drained(connection: Connection) -> bool:
     """Whether nothing new starts; whoever begins or ends that waits for this transaction."""
     switch = select(SwitchRow.since).where(SwitchRow.name == DRAIN).with_for_update(read=True)
     return connection.execute(switch).scalar_one() is not None
-
-
-def unhindered(job: str, now: datetime) -> ColumnElement[bool]:
-    """Whether a job is not held, its moment has come, and what it comes after has ended; of its row."""
-    other = aliased(JobRow)
-    blocking = (
-        select(DependencyRow.job)
-        .join(other, other.id == DependencyRow.on_job)
-        .where(DependencyRow.job == job, unmet(other))
-    )
-    return (
-        JobRow.held.is_(None)
-        & (JobRow.not_before.is_(None) | (JobRow.not_before <= now))
-        & ~exists(blocking.subquery().select())
-    )
