@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Select, bindparam, case, exists, func, select
 from sqlalchemy.orm import aliased
@@ -89,7 +89,32 @@ def _past(which: ColumnElement[bool]) -> Select[str, datetime | None, Any]:
     )
 
 
-# Asked several times in each pass of a dispatcher: putting a statement together takes longer than its answer.
+class _Asked(NamedTuple):
+    """What is asked of jobs that wait."""
+
+    jobs: Select[*tuple[Any, ...]]  # themselves
+    blocking: Select[str, str]  # what they wait for
+    past: Select[str, datetime | None, Any]
+
+
+def _asked(which: ColumnElement[bool]) -> _Asked:
+    other = aliased(JobRow)  # JobRow are those that wait, `other` what they wait for
+    blocking = (
+        select(DependencyRow.job, DependencyRow.on_job)
+        .join(JobRow, JobRow.id == DependencyRow.job)
+        .join(other, other.id == DependencyRow.on_job)
+        .where(unmet(other), which)
+        .order_by(other.sequence)
+    )
+    jobs = select(*_QUEUED).where(which).order_by(JobRow.priority.desc(), JobRow.sequence)
+    return _Asked(jobs, blocking, _past(which))
+
+
+# Asked by every submit, or in each pass of a dispatcher: to put a statement together takes longer than its
+# answer.
+_ALL_QUEUED = _asked(_WAITS & JobRow.trials.is_(None))
+_ONE_QUEUED = _asked(_WAITS & (JobRow.id == bindparam("job")))
+_SOME_QUEUED = _asked(_WAITS & JobRow.trials.is_(None) & JobRow.id.in_(bindparam("jobs", expanding=True)))
 _ALL_RUNNING = (
     select(*_RUNNING)
     .join(AttemptRow, AttemptRow.job == JobRow.id)
@@ -140,18 +165,18 @@ class WaitingVerbs(JobVerbs):
         Those that are held, come after others or do not start before a moment past `now` (this one, if none
         is given) are among them; the others are `eligible`. Sweeps are not: their children are.
         """
-        return self._queued(now, _WAITS & JobRow.trials.is_(None))
+        return self._queued(now, _ALL_QUEUED)
 
     def waiting(self, job: str, now: datetime | None = None) -> Queued | None:
         """The job, or the sweep, as `queued` shows it; none if it does not wait."""
-        found = self._queued(now, _WAITS & (JobRow.id == job))
+        found = self._queued(now, _ONE_QUEUED, job=job)
         return found[0] if found else None
 
     def waiting_among(self, jobs: Collection[str], now: datetime | None = None) -> list[Queued]:
         """Those of these jobs that wait, as `queued` shows them."""
         if not jobs:
             return []
-        return self._queued(now, _WAITS & JobRow.trials.is_(None) & JobRow.id.in_(list(jobs)))
+        return self._queued(now, _SOME_QUEUED, jobs=list(jobs))
 
     def freed_by(self, job: str, now: datetime | None = None) -> list[Queued]:
         """The jobs that come after a job and are eligible now."""
@@ -222,23 +247,14 @@ class WaitingVerbs(JobVerbs):
         """
         return self._usage(func.coalesce(JobRow.parent, JobRow.id), since, now, owner)
 
-    def _queued(self, now: datetime | None, which: ColumnElement[bool]) -> list[Queued]:
+    def _queued(self, now: datetime | None, asked: _Asked, **which: object) -> list[Queued]:
         now = now or self.clock()
-        other = aliased(JobRow)  # JobRow are those that wait, `other` what they wait for
-        blocking = (
-            select(DependencyRow.job, DependencyRow.on_job)
-            .join(JobRow, JobRow.id == DependencyRow.job)
-            .join(other, other.id == DependencyRow.on_job)
-            .where(unmet(other), which)
-            .order_by(other.sequence)
-        )
-        query = select(*_QUEUED).where(which).order_by(JobRow.priority.desc(), JobRow.sequence)
         with self.reading() as connection:
-            rows = connection.execute(query).all()
+            rows = connection.execute(asked.jobs, which).all()
             blocked: dict[str, list[str]] = {}
-            for row in connection.execute(blocking):
+            for row in connection.execute(asked.blocking, which):
                 blocked.setdefault(row.job, []).append(row.on_job)
-            past = {row.job: row for row in connection.execute(_past(which))}
+            past = {row.job: row for row in connection.execute(asked.past, which)}
         return [
             Queued(
                 **row._mapping,
