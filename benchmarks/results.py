@@ -166,7 +166,7 @@ def _mean(values: list[float | None], digits: int) -> str:
     known = [value for value in values if value is not None and math.isfinite(value)]
     if len(known) < len(values):
         return NONE
-    text = f"{statistics.fmean(known):.{digits}f}"
+    text = f"{statistics.fmean(known):z.{digits}f}"  # z: no "-0.0"
     return f"{text} ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else text
 
 

@@ -98,6 +98,9 @@ def test_seeds_become_mean_and_deviation() -> None:
     assert row["status"] == "not final (3 of 5 seeds)"
     five = rows(results.table([record(seed=s) for s in range(5)], ["small"]))
     assert five[0]["status"] == "5 seeds"
+    lost = record()
+    lost["evaluation"]["metrics"]["latent"]["delta_reconstruction"] = -0.002
+    assert rows(results.table([lost], ["small"]))[0]["Δ-rec."] == "0.0"
     one = rows(results.table([record(training_seconds=None)], ["small"]))[0]
     assert one["accuracy, %"] == "90.0" and one["in"] == "-"
 
