@@ -104,6 +104,12 @@ def _at(*keys: str, times: float = 1.0) -> Callable[[dict[str, Any]], float | No
     return value
 
 
+def _accuracy(metrics: dict[str, Any]) -> float | None:
+    """Of the head, unless it was told no label."""
+    trained = (metrics.get("sentiment") or {}).get("head_trained", True)
+    return _at("sentiment", "head", "accuracy", times=100)(metrics) if trained else None
+
+
 def _information(metrics: dict[str, Any]) -> float | None:
     """Over the most reviews that it was estimated on."""
     latent = metrics.get("latent") or {}
@@ -111,7 +117,7 @@ def _information(metrics: dict[str, Any]) -> float | None:
 
 
 COLUMNS = (
-    Column("accuracy, %", _at("sentiment", "head", "accuracy", times=100)),
+    Column("accuracy, %", _accuracy),
     Column("probe, %", _at("sentiment", "probe", "accuracy", times=100)),
     Column("KL", _at("likelihood", "kl")),
     Column("MI", _information),

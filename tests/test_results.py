@@ -101,6 +101,10 @@ def test_seeds_become_mean_and_deviation() -> None:
     lost = record()
     lost["evaluation"]["metrics"]["latent"]["delta_reconstruction"] = -0.002
     assert rows(results.table([lost], ["small"]))[0]["Δ-rec."] == "0.0"
+    unlabelled = record()
+    unlabelled["evaluation"]["metrics"]["sentiment"] |= {"head_trained": False, "probe": {"accuracy": 0.7}}
+    (row,) = rows(results.table([unlabelled], ["small"]))
+    assert row["accuracy, %"] == "-" and row["probe, %"] == "70.0"
     one = rows(results.table([record(training_seconds=None)], ["small"]))[0]
     assert one["accuracy, %"] == "90.0" and one["in"] == "-"
 
