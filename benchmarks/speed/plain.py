@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from textvae.batches import Batch
 from textvae.config import Config
+from textvae.normal import MeanNorm
 from textvae.objective import KERAS_EPSILON
 from textvae.scan import doubling
 from textvae.vocabulary import PAD, START
@@ -131,7 +132,7 @@ class Modern(nn.Module):
         mean, told = self.mean(features), self.mean(told)
         if sizes.mean_scale is not None:  # a timed step is one of training: statistics are the batch's
             variance, center = torch.var_mean(mean, dim=0, correction=0)
-            factor = sizes.mean_scale / (variance + 1e-5).sqrt()
+            factor = sizes.mean_scale / (variance + MeanNorm.EPSILON).sqrt()
             mean, told = (mean - center) * factor, (told - center) * factor
         if self.log_var is not None:
             return mean, self.log_var(features), told

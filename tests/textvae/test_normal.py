@@ -13,7 +13,8 @@ torch.set_num_threads(1)
 
 def test_it_is_pytorchs_batch_norm_without_a_shift() -> None:
     torch.manual_seed(0)
-    ours, theirs = MeanNorm(4, 0.6), torch.nn.BatchNorm1d(4, momentum=MeanNorm.MOMENTUM)
+    ours = MeanNorm(4, 0.6)
+    theirs = torch.nn.BatchNorm1d(4, eps=MeanNorm.EPSILON, momentum=MeanNorm.MOMENTUM)
     torch.nn.init.constant_(theirs.weight, 0.6)
     for _ in range(3):
         a = (torch.randn(8, 4) * 3 + 1).requires_grad_()
@@ -27,7 +28,7 @@ def test_it_is_pytorchs_batch_norm_without_a_shift() -> None:
     assert theirs.running_mean is not None
     torch.testing.assert_close(ours.mean, theirs.running_mean, rtol=1e-4, atol=1e-5)
     x = torch.randn(5, 4)
-    expected = (x - ours.mean) / (ours.variance + 1e-5).sqrt() * 0.6
+    expected = (x - ours.mean) / ours.variance.sqrt() * 0.6
     torch.testing.assert_close(ours.eval()(x)(x), expected)
 
 
@@ -53,6 +54,25 @@ def test_the_means_spread_by_the_scale_and_so_cost_at_least_half_its_square() ->
     assert means.mean(dim=0).abs().max() < 1e-3
     assert means.std(dim=0).tolist() == pytest.approx([0.8] * 5, rel=0.06)
     assert float(0.5 * means.square().sum(dim=1).mean()) == pytest.approx(5 * 0.64 / 2, rel=0.12)
+
+
+def test_there_is_no_way_around_the_scale_in_small_means() -> None:
+    torch.manual_seed(0)
+    raw = torch.randn(400, 5)
+    expected = MeanNorm(5, 0.8)(raw)(raw)
+    size = torch.tensor(1.0, requires_grad=True)
+    small = raw * 1e-4 * size
+    means = MeanNorm(5, 0.8)(small)(small)
+    torch.testing.assert_close(means, expected, rtol=1e-3, atol=1e-4)
+    means.square().sum(dim=1).mean().backward()  # twice the KL of the means
+    assert size.grad is not None and abs(float(size.grad)) < 1e-3
+
+
+def test_means_that_are_all_the_same_are_zero() -> None:
+    raw = torch.full((8, 3), 0.3, requires_grad=True)
+    means = MeanNorm(3, 0.8)(raw)(raw)
+    means.sum().backward()
+    assert means.abs().max() < 0.1 and raw.grad is not None and raw.grad.isfinite().all()
 
 
 def test_means_far_from_zero_are_told_apart_in_half_precision_too() -> None:
