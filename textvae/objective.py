@@ -167,6 +167,13 @@ def sentiment_counts(config: Config, epoch: int) -> bool:
     return epoch >= objective.pretraining_epochs + objective.sentiment_after_epochs
 
 
+def begins_stage(config: Config, epoch: int) -> bool:
+    """Whether another loss is trained from `epoch`, counted from 0, than in the epoch before it."""
+    return epoch > 0 and any(
+        asked(config, epoch) != asked(config, epoch - 1) for asked in (pretraining, sentiment_counts)
+    )
+
+
 def reset_decoder(config: Config, epoch: int) -> bool:
     """Whether the decoder begins `epoch`, counted from 0, with new weights."""
     objective = config.objective

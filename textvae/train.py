@@ -178,8 +178,11 @@ class _Loop:
         pace = Pace(
             self.hooks, self.clock, self.ranks, self.epochs, self.epochs * len(self.train_batches), began
         )
-        if first == 0 and objective.reset_decoder(self.config, epoch):
-            self._reset_decoder()
+        if first == 0 and objective.begins_stage(self.config, epoch):
+            # Adam divides by the size of the gradients of some thousand steps, and another loss has others.
+            self.optimizer.state.clear()
+            if objective.reset_decoder(self.config, epoch):
+                self._reset_decoder()
         self.model.train()
         try:
             batches = self.train_batches.epoch(epoch, start=first, begun=self.position.ranks)
@@ -283,7 +286,7 @@ class _Loop:
         return losses.loss.detach() / max(len(batch), 1)
 
     def _reset_decoder(self) -> None:
-        """Give the decoder new weights, and forget their moments.
+        """Give the decoder new weights.
 
         Li et al., "A Surprisingly Effective Fix for Deep Latent Variable Modeling of Text" (EMNLP 2019): an
         encoder that has learned to tell reviews apart, and a decoder that has yet to learn to do without it.
@@ -295,7 +298,6 @@ class _Loop:
             for parameter, value in zip(ours.parameters(), new.parameters(), strict=True):
                 with torch.no_grad():
                     parameter.copy_(value)
-                self.optimizer.state.pop(parameter, None)
                 if self.average:
                     self.average.restart(parameter)
 

@@ -15,7 +15,7 @@ from textvae.model import TextVAE
 from textvae.vocabulary import END, OOV, PAD
 
 from .small import config, elbo_batch
-from .training import Hooks, folder, one_thread, run, staged
+from .training import STEPS, Hooks, folder, one_thread, run, staged
 
 __all__ = ["folder", "one_thread"]
 
@@ -164,7 +164,24 @@ def test_a_training_goes_from_stage_to_stage(folder, tmp_path) -> None:
     assert denoising["loss"] == pytest.approx(denoising["reconstruction"], rel=1e-5)
     assert alone["loss"] == pytest.approx(alone["reconstruction"] + alone["kl"], rel=1e-5)
     assert joint["loss"] > joint["reconstruction"] + joint["kl"] + 0.1
-    first, second, third = (checkpoint.load(each[0]).model_state for each in hooks.checkpoints)
+    saved = [checkpoint.load(each[0]) for each in hooks.checkpoints]
+    first, second, third = (each.model_state for each in saved)
     for name in ("sentiment_output.weight", "sentiment_output.bias"):
         assert torch.equal(first[name], second[name]) and not torch.equal(second[name], third[name])
     assert not torch.equal(first["log_var.weight"], second["log_var.weight"])
+    for (
+        each
+    ) in saved:  # Adam's moments are of the stage's own steps: those of another loss are of another size
+        assert {int(moments["step"]) for moments in each.optimizer_state["state"].values()} == {STEPS}
+
+
+def test_where_another_loss_begins_a_stage_begins() -> None:
+    in_stages = config(**DENOISING, sentiment_after_epochs=2)
+    assert [objective.begins_stage(in_stages, epoch) for epoch in range(5)] == [
+        False,
+        True,
+        False,
+        True,
+        False,
+    ]
+    assert not any(objective.begins_stage(config(), epoch) for epoch in range(3))
