@@ -19,8 +19,8 @@ class MeanNorm(nn.Module):
     `settle` is told better ones.
 
     What is normed may be of any size: only the rounding of float32 lies below EPSILON. With the 1e-5 of
-    PyTorch's batch norm an encoder that starts out with small differences makes them smaller still, and has
-    the KL, and with it all that z says, for nothing.
+    PyTorch's batch norm an encoder whose means begin with not much more, as an LSTM's do, makes them vary
+    by less still, and the KL and all that z says are gone.
     """
 
     EPSILON = 1e-12
