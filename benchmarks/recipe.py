@@ -65,7 +65,11 @@ STEPS: dict[str, tuple[str, ...]] = {
     # 2. Against posterior collapse. The line "joint" has a batch norm of the means and a fixed variance.
     "no norm, no warm-up": (*BARE, "objective.kl_warmup_epochs=0"),
     "no norm": BARE,
-    "no norm, warm-up in cycles of half an epoch": (*BARE, "objective.kl_cycle_epochs=0.5"),
+    "no norm, warm-up in cycles of half an epoch": (
+        *BARE,
+        "objective.kl_cycle_epochs=0.5",
+        "objective.kl_warmup_epochs=0.25",
+    ),
     "no norm, 0.25 nats free": (*BARE, "objective.free_bits=0.25"),
     "no norm, autoencoder before": (*BARE, *DENOISING[:2]),
     "no norm, autoencoder before, decoder anew": (*BARE, *DENOISING[:2], "objective.reset_decoder=true"),
@@ -95,6 +99,13 @@ STEPS: dict[str, tuple[str, ...]] = {
     "virtual adversarial training, weakly": (
         "objective.adversarial_weight=4",
         "objective.adversarial_norm=1",
+    ),
+    # What Li et al. (EMNLP 2019) propose is all three together.
+    "no norm, autoencoder before, decoder anew, 0.25 nats free": (
+        *BARE,
+        *DENOISING[:2],
+        "objective.reset_decoder=true",
+        "objective.free_bits=0.25",
     ),
 }
 HEAD = """\

@@ -110,17 +110,21 @@ def _accuracy(metrics: dict[str, Any]) -> float | None:
     return _at("sentiment", "head", "accuracy", times=100)(metrics) if trained else None
 
 
-def _information(metrics: dict[str, Any]) -> float | None:
-    """Over the most reviews that it was estimated on."""
+def _of_ten_thousand(metrics: dict[str, Any]) -> float | None:
+    """Mutual information over 10,000 reviews or more: training ones if those measured are fewer."""
     latent = metrics.get("latent") or {}
-    return _at("mutual_information")(latent.get("training") or latent)
+    for found in (latent, latent.get("training") or {}):
+        if (found.get("mutual_information_reviews") or 0) >= 10_000:
+            return _at("mutual_information")(found)
+    return None
 
 
 COLUMNS = (
     Column("accuracy, %", _accuracy),
     Column("probe, %", _at("sentiment", "probe", "accuracy", times=100)),
     Column("KL", _at("likelihood", "kl")),
-    Column("MI", _information),
+    Column("MI", _at("latent", "mutual_information")),
+    Column("MI, N ≥ 10,000", _of_ten_thousand),
     Column("active, %", _at("latent", "active_share", times=100), 0),
     Column("Δ-rec.", _at("latent", "delta_reconstruction")),
     Column("NLL", _at("likelihood", "importance_weighted", "review")),

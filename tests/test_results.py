@@ -53,7 +53,8 @@ def record(preset: str = "small", seed: int = 0, accuracy: float = 0.9, **change
                 },
                 "latent": {
                     "mutual_information": 5.0,
-                    "training": {"mutual_information": 6.0},
+                    "mutual_information_reviews": 5000,
+                    "training": {"mutual_information": 6.0, "mutual_information_reviews": 10_000},
                     "active_share": 0.95,
                     "delta_reconstruction": 7.0,
                 },
@@ -92,7 +93,8 @@ def test_seeds_become_mean_and_deviation() -> None:
     made = results.table([record(seed=s, accuracy=a) for s, a in enumerate((0.90, 0.91, 0.92))], ["small"])
     (row,) = rows(made)
     assert row["accuracy, %"] == "91.0 ± 1.0"  # the standard deviation of 90, 91, 92
-    assert row["KL"] == "12.0 ± 0.0" and row["MI"] == "6.0 ± 0.0" and row["NLL"].startswith("700.2")
+    assert row["KL"] == "12.0 ± 0.0" and row["MI"] == "5.0 ± 0.0" and row["MI, N ≥ 10,000"] == "6.0 ± 0.0"
+    assert row["NLL"].startswith("700.2")
     assert row["probe, %"] == row["BLEU"] == "-"
     assert row["reviews"] == "test, 5,000" and row["in"] == "61 min" and row["trained on"] == "an abacus"
     assert row["status"] == "not final (3 of 5 seeds)"

@@ -12,11 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from textvae.config import METRICS, Config, without_service
 from textvae.devices import DeviceError, choose, threads
 from textvae.parsing import ConfigError, apply_override, read_yaml
+
+if TYPE_CHECKING:
+    from textvae.checkpoint import Saved
 
 FINISHED, FAILED, USAGE, STOPPED = 0, 1, 2, 130
 _SHOWN = ("loss", "reconstruction", "kl", "sentiment_accuracy", "token_accuracy", "active_units")
@@ -110,8 +113,12 @@ def _train(config: Config, settings: _Settings, options: argparse.Namespace, out
     torch.set_num_threads(options.threads or settings.threads)
     heap.settle(config)
     home = Path(os.environ.get("TEXTVAE_HOME", "~/.textvae")).expanduser()
-    output.mkdir(parents=True, exist_ok=True)
-    checkpoint.sweep(output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        checkpoint.sweep(output)
+    except OSError as error:
+        print(f"error: --output {output}: {error.strerror or error}", file=sys.stderr)
+        return USAGE
     saved = checkpoint.saved_in(output)
     if saved and not options.resume:
         print(
@@ -121,7 +128,7 @@ def _train(config: Config, settings: _Settings, options: argparse.Namespace, out
         )
         return USAGE
     try:
-        resume = _newest_whole(output, [each.name for each in saved])
+        resume = _newest_whole(output, saved)
         hooks = _Console(output, config.training.epochs, config.training.keep_last, settings)
         with _Signals(hooks):
             outcome = train.run(
@@ -151,17 +158,18 @@ def _end_line() -> None:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-def _newest_whole(output: Path, names: Sequence[str]) -> Path | None:
-    """The newest checkpoint that is whole; a damaged one is named and passed over."""
+def _newest_whole(output: Path, saved: Sequence[Saved]) -> Path | None:
+    """The newest checkpoint that is whole; damaged ones are named and passed over."""
     from textvae import checkpoint
 
-    for name in reversed(names):
+    # First those that do not say how new they are, or nobody would hear of them.
+    for each in sorted(saved, key=lambda one: (one.step < 0, one.step), reverse=True):
         try:
-            checkpoint.verify(output / name)
+            checkpoint.verify(output / each.name)
         except checkpoint.CheckpointError as error:
             print(f"warning: passed over: {error}", file=sys.stderr)
         else:
-            return output / name
+            return output / each.name
     return None
 
 

@@ -127,14 +127,21 @@ def to_keep(
 
 
 def saved_in(parent: Path) -> list[Saved]:
-    """The checkpoints that are folders of `parent`, oldest first; what is not whole there is passed over."""
+    """The checkpoints that are folders of `parent`, oldest first; folders without a manifest are passed over.
+
+    Nothing is verified here. One that does not say how far it had come, being damaged, is the oldest, at
+    step -1.
+    """
     found = []
     for manifest in parent.glob(f"*/{MANIFEST}"):
         if manifest.parent.name.startswith("."):
             continue
-        state = json.loads((manifest.parent / STATE).read_text("utf-8"))
-        metrics = state["metrics"].get("validation") or {}
-        found.append(Saved(manifest.parent.name, state["position"]["step"], metrics))
+        try:
+            state = json.loads((manifest.parent / STATE).read_text("utf-8"))
+            step, metrics = int(state["position"]["step"]), dict(state["metrics"].get("validation") or {})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            step, metrics = -1, {}
+        found.append(Saved(manifest.parent.name, step, metrics))
     return sorted(found, key=lambda saved: (saved.step, saved.name))
 
 

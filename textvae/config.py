@@ -130,8 +130,8 @@ class Model(Section):
         ge=0,
         le=8,
         description="one more feature beside the encoder's: the log-odds of a linear classifier of n-grams "
-        "of up to this many tokens, fitted to labelled reviews before training (NB-SVM), and with ngrams the "
-        "only one that the sentiment looks into; 0: none",
+        "of up to this many tokens, fitted to labelled reviews before training (NB-SVM); the sentiment then "
+        "leaves the vectors of ngrams as the reconstruction wants them; 0: none",
     )
     naive_bayes_buckets: int = Field(
         2**21, ge=1, description="coefficients that its n-grams of two tokens and more share by a hash"
@@ -320,6 +320,15 @@ class ElboObjective(Section):
     words_weight: float = Field(
         0.0, ge=0, description="weight of the loss of a review's words, in no order, read off z alone"
     )
+
+    @model_validator(mode="after")
+    def _a_cycle_holds_its_warmup(self) -> ElboObjective:
+        if self.kl_cycle_epochs is not None and self.kl_cycle_epochs < self.kl_warmup_epochs:
+            raise ValueError(
+                f"objective.kl_cycle_epochs ({self.kl_cycle_epochs}) must be at least "
+                f"objective.kl_warmup_epochs ({self.kl_warmup_epochs}): the weight never grew to kl_weight"
+            )
+        return self
 
 
 def _kind_alone(value: Any) -> Any:

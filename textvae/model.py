@@ -64,7 +64,7 @@ class TextVAE(nn.Module):
                 order=sizes.naive_bayes_order,
                 buckets=sizes.naive_bayes_buckets,
                 dropout=sizes.ngram_dropout,
-                # The sentiment does not weigh it against an n-gram encoder's features: see `_read`.
+                # No vector of an n-gram encoder learns the sentiment beside it: see `_read`.
                 folds=0 if sizes.encoder == "ngrams" else 4,
             )
             width += 1

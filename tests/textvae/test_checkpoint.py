@@ -195,6 +195,16 @@ def test_saved_in_lists_by_step(tmp_path, trained, vocabulary):
     assert [each.metrics for each in found] == [{"loss": 2.5, "kl": None}, {}, {"loss": 2.5, "kl": None}]
 
 
+@pytest.mark.parametrize("state", [None, b"torn", b"\xff", b"[]", b'{"position": {}}', b'{"position": 3}'])
+def test_one_without_a_readable_state_is_listed_as_the_oldest(tmp_path, trained, vocabulary, state):
+    save(tmp_path / "epoch-01", trained, vocabulary)
+    save(tmp_path / "epoch-02", trained, vocabulary, position=Position(2, 40, 0))
+    path = tmp_path / "epoch-02" / checkpoint.STATE
+    path.unlink() if state is None else path.write_bytes(state)
+    assert checkpoint.saved_in(tmp_path)[0] == Saved("epoch-02", -1)
+    assert [each.name for each in checkpoint.saved_in(tmp_path)] == ["epoch-02", "epoch-01"]
+
+
 SAVED = [
     Saved("e1", 10, {"acc": 0.5, "loss": 3.0}),
     Saved("e2", 20, {"acc": 0.9, "loss": 2.0}),

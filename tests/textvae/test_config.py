@@ -115,6 +115,10 @@ def test_an_unknown_key_names_the_nearest_known_one(mapping: dict, key: str, nea
             {"model": {"latent": 0}, "objective": {"kind": "elbo", "words_weight": 1}},
             "objective.words_weight needs a latent",
         ),
+        (
+            {"objective": {"kind": "elbo", "kl_cycle_epochs": 1}},
+            "objective.kl_cycle_epochs (1.0) must be at least objective.kl_warmup_epochs (2.0)",
+        ),
         ({"model": {"latent": 0}, "training": {"layer_decay": 0.4}}, "training.layer_decay needs a latent"),
         ({"training": {"averaging": 1.0}}, "training.averaging: input should be less than 1 (got 1.0)"),
         (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,12 +88,15 @@ def test_ctrl_c_stops_with_a_checkpoint_and_resume_goes_on(config):
     assert "holds checkpoints already" in refused.communicate(timeout=60)[1]
     assert refused.returncode == command.USAGE
 
-    # A damaged newest checkpoint is named, and the one before it serves.
+    # Damaged newest checkpoints are named, and the one before them serves.
+    shutil.copytree(output / stopped.name, output / "step-unknown")
+    (output / "step-unknown" / "state.json").write_bytes(b"torn")
     (output / stopped.name / "model.safetensors").write_bytes(b"torn")
     resumed = start(config, "--resume", "--set", f"training.epochs={epoch + 1}")
     out, err = resumed.communicate(timeout=120)
     assert resumed.returncode == 0, err
-    assert "passed over" in err
+    assert f"passed over: out/{stopped.name}/model.safetensors: its SHA-256 is" in err
+    assert "passed over: out/step-unknown/state.json: its SHA-256 is" in err
     assert f"epoch {epoch + 1}/{epoch + 1} " in out or "finished" in out
 
 
@@ -120,6 +124,13 @@ def test_threads_are_counted(count, config, capsys):
         command.main([str(config), "--threads", count])
     assert ended.value.code == command.USAGE
     assert f"--threads: must be a whole number of at least 1, got '{count}'" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_a_folder_is_an_error(config, capsys, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    for output in ("out", "out/below"):
+        assert command.main([str(config), "--output", str(tmp_path / output)]) == command.USAGE
+        assert f"error: --output {tmp_path / output}: " in capsys.readouterr().err
 
 
 def test_a_device_that_is_not_there_is_an_error_before_anything_is_written(config, capsys, tmp_path):

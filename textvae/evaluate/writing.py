@@ -37,7 +37,7 @@ def write(
     progress: Progress | None = None,
     what: str = "writing",
 ) -> tuple[list[list[int]], list[str]]:
-    """Ids (padding at the end cut off) and text written from each z (texts, latent), the likeliest tokens."""
+    """Ids (padded behind) and text written from each z (texts, latent), the likeliest tokens."""
     device = model.embedding.weight.device
     ids: list[list[int]] = []
     for start in range(0, len(z), _AT_ONCE):

@@ -36,8 +36,8 @@ class Corpus:
     """A prepared source.
 
     train: labelled reviews and, where the config wants them, unlabelled ones; labelled: those of train that
-    have a label; validation: never trained on; test: touched by nothing but a final evaluation; dropped:
-    reviews left out as too short; folder: where the files are.
+    have a label; validation: not in train, unless the source has the same text twice; test: touched by
+    nothing but a final evaluation; dropped: reviews left out as too short; folder: where the files are.
     """
 
     name: str
