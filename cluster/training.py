@@ -350,11 +350,18 @@ def _farewell(rank: int, error: BaseException) -> dict[str, Any]:
         "traceback": "".join(traceback.format_exception(error)).rstrip(),
         "fault": fault,
         "permanent": unusable and fault is None,  # the source that a full disk could not prepare is none
-        "secondary": type(error).__name__ in ("DistBackendError", "DistNetworkError")
-        or "Connection closed by peer" in text
-        or "Connection reset by peer" in text
-        or "gloo" in text,
+        "secondary": _of_another(error),
     }
+
+
+def _of_another(error: BaseException) -> bool:
+    """Whether all that failed is what another rank was needed for: PyTorch says so in RuntimeErrors alone."""
+    if not isinstance(error, RuntimeError) or isinstance(error, _PERMANENT):
+        return False
+    said = ("Connection closed by peer", "Connection reset by peer", "gloo")
+    return type(error).__name__ in ("DistBackendError", "DistNetworkError") or any(
+        each in str(error) for each in said
+    )
 
 
 class _Messages:

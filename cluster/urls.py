@@ -8,7 +8,9 @@ from urllib.parse import urlsplit
 
 def masked(url: str) -> str:
     """The URL with its password replaced by ***; so is the rest of it if one cannot tell where that ends."""
-    scheme, _, rest = url.partition("://")
+    scheme, found, rest = url.partition("://")
+    if not found and re.search(":.*@", url):  # who left the scheme out may have left the password in
+        return f"***@{url.rpartition('@')[2]}"
     try:
         # If this is no number it is the beginning of a password that holds one of / ? #.
         _ = urlsplit(url).port

@@ -128,8 +128,8 @@ def _train(config: Config, settings: _Settings, options: argparse.Namespace, out
         )
         return USAGE
     try:
-        resume = _newest_whole(output, saved)
-        hooks = _Console(output, config.training.epochs, config.training.keep_last, settings)
+        whole, damaged = _newest_whole(output, saved)
+        hooks = _Console(output, config.training.epochs, config.training.keep_last, settings, damaged)
         with _Signals(hooks):
             outcome = train.run(
                 config,
@@ -137,14 +137,14 @@ def _train(config: Config, settings: _Settings, options: argparse.Namespace, out
                 scratch=output,
                 hooks=hooks,
                 device=device,
-                resume=resume,
+                resume=whole,
             )
     except (train.TrainingError, SourceError, checkpoint.CheckpointError, OSError, ValueError) as error:
         _end_line()
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     _end_line()
-    newest = checkpoint.saved_in(output)[-1].name
+    newest = hooks.saved()[-1].name
     if not outcome.finished:
         print(f"stopped at step {outcome.position.step}; --resume goes on from {output / newest}")
         return STOPPED
@@ -158,27 +158,36 @@ def _end_line() -> None:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-def _newest_whole(output: Path, saved: Sequence[Saved]) -> Path | None:
-    """The newest checkpoint that is whole; damaged ones are named and passed over."""
+def _newest_whole(output: Path, saved: Sequence[Saved]) -> tuple[Path | None, set[str]]:
+    """The newest checkpoint that is whole, and the names of damaged ones, which are said and passed over."""
     from textvae import checkpoint
 
+    damaged = set()
     # First those that do not say how new they are, or nobody would hear of them.
     for each in sorted(saved, key=lambda one: (one.step < 0, one.step), reverse=True):
         try:
             checkpoint.verify(output / each.name)
         except checkpoint.CheckpointError as error:
             print(f"warning: passed over: {error}", file=sys.stderr)
+            damaged.add(each.name)
         else:
-            return output / each.name
-    return None
+            return output / each.name, damaged
+    return None, damaged
 
 
 class _Console:
     """Hooks that print epochs, write reports.jsonl, and keep the best and the last checkpoints."""
 
-    def __init__(self, output: Path, epochs: int, keep_last: int, settings: _Settings):
+    def __init__(self, output: Path, epochs: int, keep_last: int, settings: _Settings, damaged: set[str]):
         self.output, self.epochs, self.keep_last, self.settings = output, epochs, keep_last, settings
+        self.damaged = damaged  # names that count for nothing, and are left where they are
         self.stopping = False
+
+    def saved(self) -> list[Saved]:
+        """The checkpoints that are there, but for the damaged ones, oldest first."""
+        from textvae import checkpoint
+
+        return [each for each in checkpoint.saved_in(self.output) if each.name not in self.damaged]
 
     def progress(self, progress: Any) -> None:
         if sys.stderr.isatty():
@@ -206,7 +215,8 @@ class _Console:
                 f"training: {_metrics(report.train)}  validation: {_metrics(report.validation)}",
                 flush=True,
             )
-        saved = checkpoint.saved_in(self.output)
+        self.damaged.discard(folder.name)  # written anew
+        saved = self.saved()
         keep = checkpoint.to_keep(saved, self.keep_last, self.settings.metric, self.settings.mode)
         for each in saved:
             if each.name not in keep:

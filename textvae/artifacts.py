@@ -7,6 +7,7 @@ rename, the manifest is written last and deleted first, and what has no manifest
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 import uuid
@@ -15,7 +16,16 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from textvae.checkpoint import FILES, MANIFEST, CheckpointError, parse_manifest, publish, read_manifest, sync
+from textvae.checkpoint import (
+    FILES,
+    MANIFEST,
+    CheckpointError,
+    parse_manifest,
+    publish,
+    read_manifest,
+    sync,
+    verify,
+)
 
 _PIECE = 8 * 1024 * 1024  # bytes copied at a time
 
@@ -100,7 +110,8 @@ class Artifacts:
             return folder
         # The digest in the path: a name that was deleted and put again never finds the older copy.
         copy = cache / f"{name.replace('/', '--')}-{hashlib.sha256(manifest).hexdigest()[:16]}"
-        if copy.is_dir():
+        with contextlib.suppress(CheckpointError):  # there is none, or it has been damaged since
+            verify(copy)
             return copy
         partial = copy.parent / f".{copy.name}.{uuid.uuid4().hex[:8]}.partial"
         try:

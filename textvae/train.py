@@ -70,7 +70,8 @@ def run(
     the most that any of them has. (A checkpoint of a version that did not note its ranks is resumed as if
     their number had not changed.)
 
-    Raises TrainingError when the loss or the weights are not finite, or `resume` is of another config;
+    Raises TrainingError when the loss or the weights are not finite, `resume` is of another config, or there
+    are too few reviews for so many ranks;
     SourceError for bad data; CheckpointError for a checkpoint that is not whole.
     """
     device = torch.device(device)
@@ -101,8 +102,11 @@ class _Loop:
         self.poll_every = 1 if ranks.device.type == "cpu" else 8
         corpus = prepare(config.data, data_folder, seed=config.seed, progress=_log_stages())
         self.vocabulary = saved.vocabulary if saved else _vocabulary(config, corpus, ranks)
-        self.train_batches = self._batches(corpus, "train", max_ranks)
-        self.validation_batches = self._batches(corpus, "validation", max_ranks)
+        try:
+            self.train_batches = self._batches(corpus, "train", max_ranks)
+            self.validation_batches = self._batches(corpus, "validation", max_ranks)
+        except ValueError as error:  # too few reviews for so many ranks
+            raise TrainingError(str(error)) from error
 
         torch.manual_seed(key_of(config.seed, "weights"))
         self.model = TextVAE(config, self.vocabulary.size).to(ranks.device)

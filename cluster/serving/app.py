@@ -206,9 +206,13 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     if error.status_code == 400:  # FastAPI's word for a body that its parser of JSON gave up on
-        return _error(422, "invalid", "the body is not JSON in UTF-8, or is nested too deep")
+        return _error(
+            422, "invalid", "the body is not JSON in UTF-8, is nested too deep, or has too long a number"
+        )
     code = _CODES.get(error.status_code, "error")
-    return _error(error.status_code, code, f"{request.method} {request.url.path}: {error.detail}")
+    answer = _error(error.status_code, code, f"{request.method} {request.url.path}: {error.detail}")
+    answer.headers.update(error.headers or {})  # a 405 says which methods are allowed
+    return answer
 
 
 async def _unforeseen(request: Request, error: Exception) -> JSONResponse:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,6 +24,14 @@ class ServingError(RuntimeError):
     """Serve does not answer, refuses what it is told, or cannot load a version; the message says why."""
 
 
+@dataclass(frozen=True)
+class Serve:
+    """A running Serve: the port of its proxy, and whether the application was ever applied to it."""
+
+    port: int
+    applied: bool
+
+
 def apply(
     desired: Mapping[str, Mapping[str, Any]],
     *,
@@ -39,9 +48,10 @@ def apply(
     Returns as soon as Serve accepted it; `wait` waits until it is done. The replicas stay the same
     processes and answer every request meanwhile, as long as `replicas` and `cpus` stay what they were.
     `cpus` is what one replica takes away from training; 0 lets both share the CPUs. `default` is the model
-    that answers when a request names none and several are served. The HTTP port counts only the first time.
+    that answers when a request names none and several are served. The HTTP port counts only where Serve does
+    not run yet. What others have deployed to it stays as it is.
 
-    Raises ServingError.
+    Raises ServingError, also where Serve runs and listens on more than loopback.
     """
     for name, version in desired.items():
         missing = [key for key in ("version", "location", "digest") if key not in version]
@@ -51,11 +61,14 @@ def apply(
         name: {key: version[key] for key in ("version", "location", "digest")}
         for name, version in sorted(desired.items())
     }
+    told = _told(dashboard_url, token, timeout)
+    serve = _serve(told)
     config = {
         # One proxy, on the head: it is bound to loopback, where one on another node would help nobody.
-        "proxy_location": "HeadOnly",
-        "http_options": {"host": _LOOPBACK, "port": http_port},
+        "proxy_location": told.get("proxy_location") or "HeadOnly",
+        "http_options": {"host": _LOOPBACK, "port": serve.port if serve else http_port},
         "applications": [
+            *_of_others(told),
             {
                 "name": APPLICATION,
                 "route_prefix": "/",
@@ -69,7 +82,7 @@ def apply(
                         **HEALTH_CHECK,
                     }
                 ],
-            }
+            },
         ],
     }
     _request("PUT", dashboard_url, token, timeout, json=config)
@@ -77,13 +90,12 @@ def apply(
 
 def exists(*, dashboard_url: str, token: str | None = None, timeout: float = 10) -> bool:
     """Whether the application was ever applied to this cluster and not deleted since."""
-    return APPLICATION in _request("GET", dashboard_url, token, timeout).json()["applications"]
+    return APPLICATION in _told(dashboard_url, token, timeout)["applications"]
 
 
-def port(*, dashboard_url: str, token: str | None = None, timeout: float = 10) -> int | None:
-    """The port on which this cluster serves the application; None if it does not. Raises ServingError."""
-    told = _request("GET", dashboard_url, token, timeout).json()
-    return int(told["http_options"]["port"]) if APPLICATION in told["applications"] else None
+def running(*, dashboard_url: str, token: str | None = None, timeout: float = 10) -> Serve | None:
+    """The Serve that runs on this cluster, whoever started it. Raises ServingError, as `apply` does."""
+    return _serve(_told(dashboard_url, token, timeout))
 
 
 def current(*, serve_url: str, timeout: float = 5) -> dict[str, dict[str, Any]]:
@@ -136,10 +148,45 @@ def _not_yet(
     if served != wanted:
         return f"still serves {_named(served)} instead of {_named(wanted)}"
     # One replica told us; Serve tells whether all of them have taken the change.
-    application = _request("GET", dashboard_url, token, 10).json()["applications"].get(APPLICATION, {})
+    application = _told(dashboard_url, token, 10)["applications"].get(APPLICATION, {})
     if application.get("status") != "RUNNING":
         return f"the application is {application.get('status', 'gone')}: {application.get('message', '')}"
     return ""
+
+
+def _told(dashboard_url: str, token: str | None, timeout: float) -> dict[str, Any]:
+    """What Serve says of itself and of all its applications."""
+    told: dict[str, Any] = _request("GET", dashboard_url, token, timeout).json()
+    return told
+
+
+def _serve(told: Mapping[str, Any]) -> Serve | None:
+    options = told.get("http_options")
+    if options is None:
+        return None
+    host = options.get("host", _LOOPBACK)
+    if host not in (_LOOPBACK, "localhost"):
+        raise ServingError(
+            f"Serve runs on this cluster already and listens on {host}, where whoever reaches the machine "
+            f"could ask the models: start it with host {_LOOPBACK}, or end it (`serve shutdown`)"
+        )
+    return Serve(int(options.get("port", 8000)), APPLICATION in told["applications"])
+
+
+def _of_others(told: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The configs of others' applications. Serve ends each that a request to deploy does not name."""
+    found = []
+    for name, application in sorted(told["applications"].items()):
+        if name == APPLICATION or application.get("source") == "imperative":
+            continue
+        config = application.get("deployed_app_config")
+        if config is not None:
+            found.append(config)
+        elif application.get("status") != "DELETING":
+            raise ServingError(
+                f"the application {name}, which is not ours, is just being deployed: try again"
+            )
+    return found
 
 
 def _named(versions: Mapping[str, tuple[Any, Any]]) -> str:

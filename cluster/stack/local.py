@@ -184,11 +184,14 @@ class _Start:
 
     def serve_and_dispatcher(self, serve_port: int | None, dispatcher: list[str] | None) -> None:
         """Both start side by side: the first replica takes longer than all the rest."""
-        # A cluster may serve the application already: since an earlier `up`, or because it was given to us.
-        port = self._served_port()
-        if port is None:
+        # Serve may run already: since an earlier `up`, or on a cluster that was given to us.
+        serve = self._running_serve()
+        if serve is None:
             port, note = parts.choose_port("serve", serve_port, SERVE_PORT)
             self._note(note)
+        else:
+            port = serve.port
+        if serve is None or not serve.applied:
             self._wait("serve", lambda: self._apply_nothing(port), self.timeout, tell=False)
         self._record(None, serve_url=f"http://{LOOPBACK}:{port}")
         process = self.stack.process("dispatcher")
@@ -200,12 +203,14 @@ class _Start:
         if process is not None:
             self._wait("dispatcher", lambda: parts.dispatcher_answers(self.paths, process), self.timeout)
 
-    def _served_port(self) -> int | None:
-        found: list[int | None] = []
+    def _running_serve(self) -> control.Serve | None:
+        found: list[control.Serve | None] = []
 
         def ask() -> str:
             try:
-                found.append(control.port(dashboard_url=self.stack.dashboard_url, token=self.stack.token()))
+                found.append(
+                    control.running(dashboard_url=self.stack.dashboard_url, token=self.stack.token())
+                )
             except control.ServingError as error:
                 raise StackError(f"serve: {error}") from error
             return "asked"

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from cluster import faults, launching, training
 from textvae.sources import SourceError
+from textvae.train import TrainingError
 
 
 def test_a_host_without_memory_is_not_the_fault_of_training():
@@ -60,6 +61,15 @@ def told_by_a_rank(error: BaseException) -> training.RankError:
     reason = desk.reason(RuntimeError("training failed"))
     assert isinstance(reason, training.RankError)
     return reason
+
+
+def test_reviews_that_name_gloo_are_not_another_rank():
+    for error in (SourceError("/data/igloo/a.csv: is empty"), TrainingError("gloo: the loss is nan")):
+        reason = told_by_a_rank(error)
+        assert (reason.fault, reason.permanent) == (None, True)
+    lost = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4242")
+    assert told_by_a_rank(lost).fault == "rank-lost"
+    assert told_by_a_rank(OSError("/data/igloo: Connection reset by peer")).fault is None
 
 
 def test_a_rank_that_is_killed_as_it_starts_is_not_the_fault_of_training():

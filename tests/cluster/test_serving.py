@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def answers(versions: tuple[Version, Version]) -> dict[str, httpx.Response]:
         "not json": ("/v1/sentiment", b"{texts"),
         "not unicode": ("/v1/sentiment", b'{"texts": ["\xff"]}'),
         "deep": ("/v1/sentiment", b"[" * 100_000),
+        "digits": ("/v1/sample", b'{"n": ' + b"1" * 5000 + b"}"),
         "a list": ("/v1/sentiment", TEXTS),
         "nowhere": ("/v1/nothing", {}),
     }
@@ -153,7 +155,8 @@ def test_what_is_served_is_listed_with_its_metrics(
         ("large", 413, "too_large", None, "more than 1,000,000 bytes"),
         ("not json", 422, "invalid", None, "not JSON"),
         ("not unicode", 422, "invalid", None, "not JSON in UTF-8"),
-        ("deep", 422, "invalid", None, "not JSON in UTF-8"),
+        ("deep", 422, "invalid", None, "nested too deep"),
+        ("digits", 422, "invalid", None, "too long a number"),
         ("a list", 422, "invalid", None, "must be a JSON object"),
         ("nowhere", 404, "not_found", None, "POST /v1/nothing"),
         ("wrong method", 405, "method_not_allowed", None, "GET /v1/sentiment"),
@@ -167,6 +170,10 @@ def test_a_wrong_request_is_told_why(
     assert error["code"] == code
     assert error.get("field") == field
     assert reason in error["message"]
+
+
+def test_a_wrong_method_is_told_the_right_one(answers: dict[str, httpx.Response]) -> None:
+    assert answers["wrong method"].headers["allow"] == "POST"
 
 
 def test_an_error_of_the_model_is_json_too(versions: tuple[Version, Version]) -> None:
@@ -299,6 +306,97 @@ def test_a_dashboard_that_is_not_there_is_named() -> None:
         serving.current(serve_url=url)
 
 
+SERVE = {"http_options": {"host": "127.0.0.1", "port": 8123}, "proxy_location": "EveryNode"}
+THEIRS = {"name": "theirs", "import_path": "them:app", "route_prefix": "/theirs"}
+
+
+@pytest.fixture
+def dashboard(request: pytest.FixtureRequest) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The URL of one that tells what the test's parameter is of Serve, and what it is told."""
+    told: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(request.param).encode())
+
+        def do_PUT(self) -> None:
+            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None:
+            """Say nothing."""
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=http.serve_forever, args=(0.02,))
+    thread.start()
+    yield f"http://127.0.0.1:{http.server_address[1]}", told
+    http.shutdown()
+    thread.join()
+    http.server_close()
+
+
+@pytest.mark.parametrize(
+    ("dashboard", "proxy", "port", "names"),
+    [
+        ({"applications": {}}, "HeadOnly", 8001, ["textvae"]),
+        (
+            {
+                **SERVE,
+                "applications": {
+                    "theirs": {"status": "RUNNING", "source": "declarative", "deployed_app_config": THEIRS},
+                    "run": {"status": "RUNNING", "source": "imperative", "deployed_app_config": None},
+                    "ended": {"status": "DELETING", "source": "declarative", "deployed_app_config": None},
+                },
+            },
+            "EveryNode",
+            8123,
+            ["theirs", "textvae"],
+        ),
+    ],
+    indirect=["dashboard"],
+    ids=["no Serve", "others'"],
+)
+def test_a_serve_that_others_use_is_left_as_it_is(
+    dashboard: tuple[str, list[dict[str, Any]]], proxy: str, port: int, names: list[str]
+) -> None:
+    url, told = dashboard
+    serving.apply({}, dashboard_url=url, http_port=8001)
+    (config,) = told
+    assert config["proxy_location"] == proxy
+    assert config["http_options"] == {"host": "127.0.0.1", "port": port}
+    assert [each["name"] for each in config["applications"]] == names
+    assert all(each == THEIRS for each in config["applications"][:-1])
+    found = control.running(dashboard_url=url)
+    assert found == (control.Serve(8123, applied=False) if port == 8123 else None)
+
+
+@pytest.mark.parametrize(
+    ("dashboard", "reason"),
+    [
+        (
+            {"applications": {}, "http_options": {"host": "0.0.0.0", "port": 8000}},
+            "Serve runs on this cluster already and listens on 0.0.0.0, where whoever",
+        ),
+        (
+            {**SERVE, "applications": {"theirs": {"status": "DEPLOYING", "source": "declarative"}}},
+            "the application theirs, which is not ours, is just being deployed",
+        ),
+    ],
+    indirect=["dashboard"],
+    ids=["open to all", "under way"],
+)
+def test_a_serve_that_cannot_be_used_is_left_as_it_is(
+    dashboard: tuple[str, list[dict[str, Any]]], reason: str
+) -> None:
+    url, told = dashboard
+    with pytest.raises(serving.ServingError, match=reason):
+        serving.apply({}, dashboard_url=url, http_port=8001)
+    assert told == []
+
+
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[stack.Stack]:
     home = tmp_path_factory.mktemp("serving")
@@ -355,6 +453,45 @@ def test_a_new_version_rolls_in_without_a_failed_request(
     with pytest.raises(serving.ServingError, match="model film version 3: "):
         serving.wait(bad, serve_url=running.serve_url, timeout=60, **where)
     assert serving.current(serve_url=running.serve_url)["film"]["version"] == 2
+
+
+@pytest.mark.ray
+def test_what_others_have_deployed_goes_on_untouched(
+    running: stack.Stack, versions: tuple[Version, Version]
+) -> None:
+    """Their application is this one under another name."""
+    url = f"{running.dashboard_url}/api/serve/applications/"
+    headers = {"Authorization": f"Bearer {running.token()}"}
+    where = {"dashboard_url": running.dashboard_url, "token": running.token()}
+
+    def told() -> dict[str, Any]:
+        answer = httpx.get(url, headers=headers, trust_env=False).raise_for_status()
+        applications: dict[str, Any] = answer.json()["applications"]
+        return applications
+
+    def deploy(*configs: dict[str, Any]) -> None:
+        body = {"applications": configs}
+        httpx.put(url, json=body, headers=headers, trust_env=False, timeout=30).raise_for_status()
+
+    def replicas_of_theirs() -> list[str]:
+        (deployment,) = told()["theirs"]["deployments"].values()
+        return [replica["replica_id"] for replica in deployment["replicas"]]
+
+    ours = told()["textvae"]["deployed_app_config"]
+    deploy(ours, {**ours, "name": "theirs", "route_prefix": "/theirs"})
+    deadline = time.monotonic() + 120
+    while (found := told())["theirs"]["status"] != "RUNNING":
+        assert time.monotonic() < deadline, found["theirs"]
+        time.sleep(0.2)
+    known = replicas_of_theirs()
+    assert known
+    wanted = {"film": versions[0].desired()}
+    serving.apply(wanted, **where)
+    serving.wait(wanted, serve_url=running.serve_url, timeout=60, **where)
+    assert told()["theirs"]["status"] == "RUNNING"
+    assert replicas_of_theirs() == known
+    assert httpx.get(f"{running.serve_url}/theirs/healthz", trust_env=False).status_code == 200
+    deploy(told()["textvae"]["deployed_app_config"])
 
 
 def replicas(running: stack.Stack) -> list[psutil.Process]:

@@ -61,7 +61,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "start_ray", start_ray)
     monkeypatch.setattr(parts, "ray_answers", lambda *_: "ray")
     monkeypatch.setattr(parts, "serve_answers", lambda *_: "serve")
-    monkeypatch.setattr(control, "port", lambda **_: 8000)
+    monkeypatch.setattr(control, "running", lambda **_: control.Serve(8000, applied=True))
 
 
 @pytest.fixture

@@ -18,7 +18,11 @@ from cluster.urls import masked
         ("redis://:se/cret@h:1/0", "redis://***"),
         ("redis://:se#cret@h:1/0", "redis://***"),
         ("redis://:[secret@h:1/0", "redis://***"),
+        (":secret@127.0.0.1:6379/0", "***@127.0.0.1:6379/0"),
+        ("ada:se@cret@h:1", "***@h:1"),
         # Nothing to hide.
+        ("localhost:6379", "localhost:6379"),
+        ("/home/ada/a@b", "/home/ada/a@b"),
         ("redis://[::1]:6379/0", "redis://[::1]:6379/0"),
         ("sqlite:////home/ada/a@b.db", "sqlite:////home/ada/a@b.db"),
         ("s3://bucket/a@b?region=eu", "s3://bucket/a@b?region=eu"),

@@ -48,6 +48,18 @@ def test_what_is_put_is_fetched(store, tmp_path):
     assert store.fetch("jobs/abc/attempt-1/epoch-01", tmp_path / "cache") == fetched
 
 
+@pytest.mark.parametrize("content", [None, b"torn"], ids=["gone", "torn"])
+def test_a_copy_that_was_damaged_since_is_fetched_anew(tmp_path, content):
+    (tmp_path / "bucket").mkdir()
+    store = Artifacts("", fs.SubTreeFileSystem(str(tmp_path / "bucket"), fs.LocalFileSystem()))
+    folder = make(tmp_path / "a")
+    store.put(folder, "m/1")
+    path = store.fetch("m/1", tmp_path / "cache") / "model.safetensors"
+    path.unlink() if content is None else path.write_bytes(content)
+    assert verify(store.fetch("m/1", tmp_path / "cache")) == verify(folder)
+    assert [each.name for each in (tmp_path / "cache").iterdir()] == [path.parent.name]
+
+
 def test_what_is_deleted_while_it_is_put_is_put_whole_or_not_at_all(store, tmp_path, monkeypatch):
     """A backup copies what a service prunes."""
     folder, last = make(tmp_path / "epoch-01"), FILES[-1]

@@ -98,6 +98,9 @@ def test_ctrl_c_stops_with_a_checkpoint_and_resume_goes_on(config):
     assert f"passed over: out/{stopped.name}/model.safetensors: its SHA-256 is" in err
     assert "passed over: out/step-unknown/state.json: its SHA-256 is" in err
     assert f"epoch {epoch + 1}/{epoch + 1} " in out or "finished" in out
+    # They count for nothing: what was written since is kept, though it may have come less far.
+    assert f"finished: out/epoch-{epoch + 1:02}" in out
+    assert {"step-unknown", stopped.name} <= {each.name for each in output.iterdir()}
 
 
 def test_a_wrong_config_is_an_error_before_anything_starts(config, capsys):

@@ -160,6 +160,17 @@ MISTAKES: list[tuple[str, bytes | Callable[[Path], object], str]] = [
     ),
     ("a.parquet", _invalid_parquet, "row 2, column 'text': not UTF-8: byte 0xe9 at position 3"),
     ("a.jsonl", b'{"text": "fine", "label": 1}\n{"text": \n', "row 2: not JSON"),
+    ("a.jsonl", b'{"text": ' + b"[" * 100_000 + b"\n", "row 1: not JSON: maximum recursion depth"),
+    (
+        "a.csv",
+        "text,label,Größe\nfine,1,2\n".encode("latin-1"),
+        "the first line is not UTF-8: .*; save the file",
+    ),
+    (
+        "a.csv",
+        "text,label\nfine,1\n".encode("utf-16"),
+        "the first line is not UTF-8: .*; save the file as UTF-8",
+    ),
     ("a.jsonl", b'["fine", 1]\n', "row 1: must be an object such as"),
     ("a.jsonl", b'{"text": 5, "label": 1}\n', "row 1, column 'text': must be text, not 5"),
     (

@@ -9,6 +9,7 @@ import socket
 import tarfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -115,6 +116,11 @@ def _fetch(server: _Server, folder: Path, md5: str | None = None) -> Path:
     return fetch(server.url, target, md5 or _md5(server.content), progress=lambda *args: None)
 
 
+def _downloads(folder: Path) -> list[str]:
+    """The names of what was fetched, whole or in part."""
+    return [path.name for path in (folder / "downloads").iterdir() if path.suffix != ".lock"]
+
+
 def test_the_whole_road(server: _Server, tmp_path: Path) -> None:
     archive = Archive(server.url, _md5(server.content))
     said: list[tuple[str, int, int | None]] = []
@@ -156,7 +162,7 @@ def test_a_cut_connection_is_resumed(server: _Server, tmp_path: Path) -> None:
     assert server.asked[0] is None and len(server.asked) == 3
     begins = [int(asked.removeprefix("bytes=").removesuffix("-")) for asked in server.asked[1:] if asked]
     assert 0 < begins[0] < begins[1] < len(server.content)
-    assert [path.name for path in (tmp_path / "downloads").iterdir()] == ["aclImdb_v1.tar.gz"]
+    assert _downloads(tmp_path) == ["aclImdb_v1.tar.gz"]
 
 
 def test_the_next_call_goes_on_where_one_stopped(server: _Server, tmp_path: Path) -> None:
@@ -190,7 +196,7 @@ def test_a_wrong_checksum_deletes_the_download(server: _Server, tmp_path: Path) 
         SourceError, match=rf"{server.url}: wrong checksum: MD5 {_md5(server.content)} instead of 0000"
     ):
         _fetch(server, tmp_path, "0" * 32)
-    assert not list((tmp_path / "downloads").iterdir())
+    assert not _downloads(tmp_path)
 
 
 def test_a_missing_page(server: _Server, tmp_path: Path) -> None:
@@ -219,7 +225,16 @@ def test_a_full_disk_while_fetching(server: _Server, tmp_path: Path) -> None:
             _fetch(server, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert not list((tmp_path / "downloads").iterdir())
+    assert not _downloads(tmp_path)
+
+
+def test_those_who_want_it_at_once_fetch_it_once(server: _Server, tmp_path: Path) -> None:
+    server.cuts = [700_000, 600_000]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: _fetch(server, tmp_path), range(4)))
+    assert {path.read_bytes() for path in found} == {server.content}
+    assert server.asked[0] is None and None not in server.asked[1:] and len(server.asked) == 3
+    assert _downloads(tmp_path) == ["aclImdb_v1.tar.gz"]
 
 
 @pytest.mark.parametrize(

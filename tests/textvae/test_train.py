@@ -225,6 +225,17 @@ def test_progress_is_told_by_the_clock(folder, tmp_path):
     assert validating.reviews_per_second == trained.reviews_per_second
 
 
+@pytest.mark.parametrize(
+    ("data", "ranks"),
+    [({"validation_size": 5}, {"max_ranks": 4}), ({"train_size": 7}, {"max_ranks": 4})],
+    ids=["validation", "training"],
+)
+def test_too_few_reviews_for_so_many_ranks_is_said_before_training(folder, tmp_path, data, ranks):
+    with pytest.raises(TrainingError, match=r"the number of reviews \([57]\) must be at least 8"):
+        run(elbo(folder, data=data), folder, tmp_path, Hooks(), **ranks)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_naive_bayes_feature_needs_labels_of_both_kinds(folder, tmp_path):
     path = tmp_path / "praise.jsonl"
     path.write_text("".join(json.dumps({"text": f"a lovely film {n}", "label": 1}) + "\n" for n in range(40)))

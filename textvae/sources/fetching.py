@@ -6,6 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock
+
 from textvae.sources.errors import SourceError
 from textvae.sources.writing import Progress
 
@@ -20,27 +22,33 @@ _CONNECT_TIMEOUT_S = 15.0
 def fetch(url: str, target: Path, md5: str, *, progress: Progress) -> Path:
     """Make `target` the file at `url`, whose MD5 is `md5`; at once if it is there.
 
-    The bytes go to `<target>.part`, which outlives a lost connection: this call tries again while tries bring
-    new bytes, and the next call goes on where this one stopped. A file with another checksum is deleted, and
-    so is the part when the disk is full. Raises SourceError.
+    One process fetches it, others wait. The bytes go to `<target>.part`, which outlives a lost connection:
+    this call tries again while tries bring new bytes, and the next call goes on where this one stopped. A
+    file with another checksum is deleted, and so is the part when the disk is full. Raises SourceError.
     """
-    if target.exists():  # only a checked file gets this name
-        return target
     part = target.with_name(target.name + ".part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _download(url, part, progress)
-        found = _md5(part)
-        if found != md5:
-            part.unlink()
-            raise SourceError(
-                f"{url}: wrong checksum: MD5 {found} instead of {md5}; the download was deleted"
-            )
-        part.rename(target)
+        with FileLock(target.with_name(f".{target.name}.lock")):
+            if target.exists():  # only a checked file gets this name
+                return target
+            _fetch(url, part, md5, progress)
+            part.rename(target)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise SourceError(f"{target}: cannot be written: {error.strerror or error}") from error
     return target
+
+
+def _fetch(url: str, part: Path, md5: str, progress: Progress) -> None:
+    try:
+        _download(url, part, progress)
+        found = _md5(part)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+    if found != md5:
+        part.unlink()
+        raise SourceError(f"{url}: wrong checksum: MD5 {found} instead of {md5}; the download was deleted")
 
 
 def _download(url: str, part: Path, progress: Progress) -> None:

@@ -200,6 +200,8 @@ def _csv_header(stream: Any, name: str, delimiter: str) -> list[str] | None:
     first = start.split(b"\n", 1)[0] + b"\n"
     try:
         names = pa.csv.open_csv(io.BytesIO(first), parse_options=parse).schema.names
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{name}: the first line is not UTF-8: {error}; save the file as UTF-8") from error
     except pa.ArrowException as error:
         raise SourceError(f"{name}: the first line does not hold column names: {error}") from error
     return list(names)
@@ -218,7 +220,7 @@ def _json_lines(name: str, columns: list[str], rating: str | None) -> _Rows:
                 value = json.loads(line)
             except UnicodeDecodeError as error:
                 raise SourceError(f"{name}, row {row}: not UTF-8: {error}; save the file as UTF-8") from error
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise SourceError(f"{name}, row {row}: not JSON: {error}") from error
             if not isinstance(value, dict):
                 raise SourceError(
