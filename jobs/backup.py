@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from jobs.migrations import HEAD
-from jobs.settings import Settings
+from jobs.settings import Settings, sqlite_url
 from jobs.store import Checkpoint, Store, repairs
 
 DATABASE, STORAGE, CONTENTS = "textvae.db", "storage", "backup.json"
@@ -85,16 +85,16 @@ def backup(
         )
     if folder.exists():
         raise BackupError(f"{folder} exists; name a folder that does not")
-    folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
-    partial.mkdir(mode=0o700)
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir(mode=0o700)
         created = store.clock()
         if artifacts_only:
             copied, missing = _copy_artifacts(store, store, settings, partial, tools, progress)
         else:
             repairs.copy_to(store, partial / DATABASE)
-            copy = Store(f"sqlite:///{partial / DATABASE}")
+            copy = Store(sqlite_url(partial / DATABASE))
             try:
                 copied, missing = _copy_artifacts(store, copy, settings, partial, tools, progress)
             finally:
@@ -138,7 +138,7 @@ def restore(
     contents = _read(folder)
     held = contents["database"] is not None
     if held:
-        if settings.database_url != f"sqlite:///{settings.home / DATABASE}":
+        if settings.database_url != sqlite_url(settings.home / DATABASE):
             raise BackupError(
                 "the database of a backup is restored to the home folder: unset TEXTVAE_DATABASE_URL"
             )
@@ -149,12 +149,15 @@ def restore(
         if _sha256(folder / DATABASE) != contents["database"]:
             raise BackupError(f"{folder / DATABASE} is damaged: its SHA-256 is not that of the backup")
     source = tools.open(str(folder / STORAGE))
-    settings.home.parent.mkdir(parents=True, exist_ok=True)
     partial = settings.home.parent / f".{settings.home.name}.{uuid.uuid4().hex[:8]}.partial"
-    partial.mkdir(mode=0o700)
+    inside = "://" not in settings.storage and Path(settings.storage).is_relative_to(settings.home)
+    storage = settings.storage
+    if held and inside:  # it comes to its place with the home
+        storage = str(partial / Path(storage).relative_to(settings.home))
     try:
-        inside = settings.storage == str(settings.home / STORAGE)
-        target = tools.open(str(partial / STORAGE) if held and inside else settings.storage)
+        settings.home.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir(mode=0o700)
+        target = tools.open(storage)
         for done, (name, digest) in enumerate(contents["artifacts"].items()):
             progress(name, done, len(contents["artifacts"]))
             try:
@@ -166,7 +169,7 @@ def restore(
         if held:
             shutil.copyfile(folder / DATABASE, partial / DATABASE)
             (partial / DATABASE).chmod(0o600)
-            Store(f"sqlite:///{partial / DATABASE}").close()  # migrates an older one, refuses a newer
+            Store(sqlite_url(partial / DATABASE)).close()  # migrates an older one, refuses a newer
             repairs.write_ahead(partial / DATABASE)
             _sync(partial / DATABASE)
             _sync(partial)

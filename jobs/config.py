@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -227,7 +228,28 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> JobConfig:
             _override_parameter(mapping, override)
         else:
             apply_override(mapping, override)
+    _make_absolute(mapping)
     return parse(JobConfig, mapping, str(path))
+
+
+def _make_absolute(mapping: dict[str, Any]) -> None:
+    """Make the paths of the data those that they are here: ranks run in another folder than who submits."""
+
+    def absolute(given: Any) -> Any:
+        if isinstance(given, str):
+            return given if "://" in given else str(Path(given).expanduser().absolute())
+        if isinstance(given, list):
+            return [absolute(each) for each in given]
+        if isinstance(given, dict):  # what a sweep says of a parameter
+            return {key: absolute(value) if key == "values" else value for key, value in given.items()}
+        return given
+
+    data, sweep = mapping.get("data"), mapping.get("sweep")
+    parameters = sweep.get("parameters") if isinstance(sweep, dict) else None
+    for key in ("train", "validation", "test", "folder"):
+        for section, name in ((data, key), (parameters, f"data.{key}")):
+            if isinstance(section, dict) and name in section:
+                section[name] = absolute(section[name])
 
 
 def _override_parameter(mapping: dict[str, Any], override: str) -> None:
@@ -275,5 +297,8 @@ def presets() -> Path:
 
 
 def default_owner() -> str:
-    """The name of the user who runs this process."""
-    return getpass.getuser()
+    """The name of the user who runs this process; `uid-1000` where nobody gave that number a name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid-{os.getuid()}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 
 _UNITS = {"w": 604800.0, "d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)\s*([wdhms])\s*")
@@ -20,6 +20,25 @@ def seconds(text: str) -> float:
     if not re.fullmatch(LENGTH, text):
         raise ValueError(f"{text!r} is no length of time: a number of seconds, or such as 90m, 2h30m, 3d")
     return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
+
+
+class _Local(tzinfo):
+    """The zone of this machine, by its rules for each moment: not the offset that holds today."""
+
+    def utcoffset(self, moment: datetime | None) -> timedelta | None:
+        return None if moment is None else moment.replace(tzinfo=None).astimezone().utcoffset()
+
+    def dst(self, moment: datetime | None) -> timedelta | None:
+        return None
+
+    def tzname(self, moment: datetime | None) -> str | None:
+        return None if moment is None else moment.replace(tzinfo=None).astimezone().tzname()
+
+    def fromutc(self, moment: datetime) -> datetime:
+        return moment.replace(tzinfo=UTC).astimezone().replace(tzinfo=self)
+
+
+LOCAL = _Local()
 
 
 def moment(text: str, now: datetime) -> datetime:
@@ -52,7 +71,8 @@ def _apart(moment: datetime, seconds: float, text: str) -> datetime:
     """A moment so many seconds later; ValueError if a clock of some zone could not show it."""
     day = timedelta(days=1)
     try:
-        later = moment + timedelta(seconds=seconds)
+        # In UTC: of a zone's own clock an hour may be missing, or come twice.
+        later = (moment.astimezone(UTC) + timedelta(seconds=seconds)).astimezone(moment.tzinfo)
         _ = later - 2 * day, later + 2 * day
     except OverflowError as error:
         raise ValueError(f"{text!r} is too far away: years go from 1 to 9999") from error

@@ -226,7 +226,7 @@ class Service:
             return value
         if value.trials is not None:
             raise Conflict(f"job {value.id} is a sweep: requeue its children, such as {value.id}.1")
-        self.store.request_yield(value.id, who, "requeued by hand")
+        self.store.request_yield(value.id, who, "requeued by hand", cause=Cause.REQUEUED)
         self._tell(lambda: self.queue.ring(value.id))
         return self.store.job(value.id, exact=True)
 

@@ -22,8 +22,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
-from cluster.urls import masked
+from textvae.urls import masked
 
 Value = TypeVar("Value")
 
@@ -90,9 +91,7 @@ class Settings:
 
         return cls(
             home=home,
-            database_url=take(
-                "database_url", "TEXTVAE_DATABASE_URL", f"sqlite:///{home / 'textvae.db'}", str
-            ),
+            database_url=take("database_url", "TEXTVAE_DATABASE_URL", sqlite_url(home / "textvae.db"), str),
             storage=take("storage", "TEXTVAE_STORAGE", str(home / "storage"), folder_or_uri),
             redis_url=take("redis_url", "TEXTVAE_REDIS_URL", None, _redis_url),
             ray_address=take("ray_address", "RAY_ADDRESS", None, str),
@@ -221,6 +220,18 @@ def _expand(path: str, environment: Mapping[str, str]) -> str:
     if path == "~" or path.startswith("~/"):
         return environment.get("HOME", str(Path.home())) + path[1:]
     return path
+
+
+def sqlite_url(path: Path) -> str:
+    """The SQLAlchemy URL of an SQLite file, in whose path ? and % mean themselves."""
+    return "sqlite:///" + str(path).replace("%", "%25").replace("?", "%3F")
+
+
+def sqlite_path(url: str) -> Path | None:
+    """The file of an SQLAlchemy URL of SQLite; None for another database."""
+    if not url.startswith("sqlite"):
+        return None
+    return Path(unquote(url.partition(":///")[2].partition("?")[0]))
 
 
 def _number(variable: str, text: str) -> float:

@@ -26,6 +26,7 @@ from textvae.checkpoint import (
     sync,
     verify,
 )
+from textvae.urls import masked
 
 _PIECE = 8 * 1024 * 1024  # bytes copied at a time
 
@@ -81,7 +82,7 @@ class Artifacts:
             if present == manifest:
                 return
             raise ArtifactError(
-                f"{self.location(name)}: another checkpoint has this name already; it stays as it is"
+                f"{self._shown(name)}: another checkpoint has this name already; it stays as it is"
             )
         if self.local is not None:
             self._put_local(folder, name, files, manifest)
@@ -98,8 +99,8 @@ class Artifacts:
         _check(name)
         manifest = self._manifest(name)
         if manifest is None:
-            raise ArtifactError(f"{self.location(name)}: no such checkpoint")
-        files = parse_manifest(manifest, f"{self.location(name)}/{MANIFEST}")
+            raise ArtifactError(f"{self._shown(name)}: no such checkpoint")
+        files = parse_manifest(manifest, f"{self._shown(name)}/{MANIFEST}")
         if self.local is not None:
             folder = self.local / name
             for file in files:
@@ -119,9 +120,9 @@ class Artifacts:
             for file, expected in files.items():
                 try:
                     with self._filesystem.open_input_stream(self._path(name, file)) as source:
-                        _copy_to_disk(source, partial / file, expected, f"{self.location(name)}/{file}")
+                        _copy_to_disk(source, partial / file, expected, f"{self._shown(name)}/{file}")
                 except FileNotFoundError as error:
-                    raise CheckpointError(f"{self.location(name)}/{file}: missing; not whole") from error
+                    raise CheckpointError(f"{self._shown(name)}/{file}: missing; not whole") from error
             (partial / MANIFEST).write_bytes(manifest)
             sync(partial / MANIFEST)
             publish(partial, copy)
@@ -155,7 +156,10 @@ class Artifacts:
             self._filesystem.delete_dir(self._path(name))
 
     def list(self, prefix: str = "") -> list[str]:
-        """The names of all whole checkpoints under `prefix` (a folder of names), sorted."""
+        """The names of all whole checkpoints under `prefix` (a folder of names), sorted.
+
+        Raises ArtifactUnavailable.
+        """
         if prefix:
             _check(prefix)
         return sorted(self._walk(prefix))
@@ -173,7 +177,7 @@ class Artifacts:
 
         whole: set[str] = set()
         written: dict[str, float] = {}
-        for info in self._filesystem.get_file_info(self._everything(prefix)):
+        for info in self._listed(prefix):
             found = PurePosixPath(info.path)
             name = found.parent.relative_to(self._base or ".").as_posix()
             if info.type == fs.FileType.File and found.name == MANIFEST:
@@ -191,6 +195,9 @@ class Artifacts:
             return self._path(name)
         return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
 
+    def _shown(self, name: str) -> str:
+        return masked(self.location(name))
+
     def _path(self, *names: str) -> str:
         return "/".join(part for part in (self._base, *names) if part)
 
@@ -204,7 +211,7 @@ class Artifacts:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise ArtifactUnavailable(f"{self.location(name)}: cannot be read: {error}") from error
+            raise ArtifactUnavailable(f"{self._shown(name)}: cannot be read: {error}") from error
 
     def _put_local(self, folder: Path, name: str, files: dict[str, str], manifest: bytes) -> None:
         assert self.local is not None
@@ -244,6 +251,12 @@ class Artifacts:
 
         return fs.FileSelector(self._path(prefix), recursive=True, allow_not_found=True)
 
+    def _listed(self, prefix: str) -> Any:
+        try:
+            return self._filesystem.get_file_info(self._everything(prefix))
+        except OSError as error:
+            raise ArtifactUnavailable(f"{masked(self.root)}: cannot be listed: {error}") from error
+
     def _walk(self, prefix: str) -> Iterator[str]:
         if self.local is not None:
             for path in (self.local / prefix).glob(f"**/{MANIFEST}"):
@@ -253,7 +266,7 @@ class Artifacts:
             return
         from pyarrow import fs
 
-        for info in self._filesystem.get_file_info(self._everything(prefix)):
+        for info in self._listed(prefix):
             found = PurePosixPath(info.path)
             if info.type == fs.FileType.File and found.name == MANIFEST:
                 yield found.parent.relative_to(self._base or ".").as_posix()
@@ -274,7 +287,9 @@ def _connect(uri: str) -> tuple[Any, str]:
     try:
         filesystem, base = fs.FileSystem.from_uri(uri)
     except (ValueError, OSError, pyarrow.ArrowException) as error:
-        raise ArtifactError(f"{uri}: not a folder or a URI that can be opened: {error}") from error
+        raise ArtifactError(
+            f"{masked(uri)}: not a folder or a URI that can be opened: {str(error).replace(uri, masked(uri))}"
+        ) from error
     return filesystem, base.strip("/") if urlsplit(uri).scheme != "mock" else base
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.stack import processes
 from cluster.stack.processes import Process
 from cluster.stack.state import Paths, Stack, StackError, secret, write_secret
-from cluster.urls import masked
+from textvae.urls import masked
 
 if TYPE_CHECKING:
     import httpx

@@ -264,8 +264,7 @@ class Records:
         files; that leaves a gap if this one is stale, or not the better one any more.
         """
         model = self.config.name
-        number = self._persist(lambda: self._store.reserve_version(self.job, self.number, model))
-        location = f"models/{model}/v{number}"
+        number, location = self._reserve(model)
         self._tools.artifacts.put(folder, location)
         try:
             version = self._persist(
@@ -293,6 +292,20 @@ class Records:
             self._log.write(f"promoted {checkpoint.name} as version {number} of {model}: {reason}")
             self.hear(self.queue.ring)
         return version
+
+    def _reserve(self, model: str) -> tuple[int, str]:
+        """A version number for `model`, and where its files go.
+
+        A store that went on while its database was restored from a backup holds some numbers already.
+        """
+        while True:
+            number = self._persist(lambda: self._store.reserve_version(self.job, self.number, model))
+            location = f"models/{model}/v{number}"
+            if not self._tools.artifacts.exists(location):
+                return number, location
+            self._log.write(
+                f"{location} holds a version that is not recorded, and stays; trying the next number"
+            )
 
     def _persist(self, call: Callable[[], Value]) -> Value:
         """The call's value, tried again while the database does not answer, up to `patience`."""

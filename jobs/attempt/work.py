@@ -23,6 +23,7 @@ _STOPPED = {
     Cause.STOPPED_EARLY: AttemptState.CANCELLED,
     Cause.PREEMPTED: AttemptState.PREEMPTED,
     Cause.RESIZED: AttemptState.PREEMPTED,
+    Cause.REQUEUED: AttemptState.PREEMPTED,
     Cause.TIMEOUT: AttemptState.FAILED,
 }
 _SAID = {
@@ -30,6 +31,7 @@ _SAID = {
     Cause.STOPPED_EARLY: "stopped early",
     Cause.PREEMPTED: "asked to make way",
     Cause.RESIZED: "asked to start again with more ranks",
+    Cause.REQUEUED: "requeued",
     Cause.TIMEOUT: "out of time",
 }
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from jobs.cli import errors, output, service
+from textvae.urls import masked
 
 if TYPE_CHECKING:
     from jobs.backup import Tools
@@ -59,7 +60,7 @@ def restore(folder: Path, as_json: bool) -> None:
     if as_json:
         output.emit_json(done)
         return
-    where = service.settings().home if done.database else service.settings().storage
+    where = service.settings().home if done.database else masked(service.settings().storage)
     click.echo(
         f"{where}: as of {output.when(done.created)}, with {output.several(done.artifacts, 'artifact')}"
     )

@@ -17,6 +17,8 @@ from typing import Literal
 import httpx
 
 from jobs.cli import output, service, stack
+from jobs.settings import sqlite_path
+from textvae.urls import masked
 
 _SHOWN = ("torch", "ray", "redis", "sqlalchemy", "pyarrow", "click")
 _LITTLE_SPACE = 2e9  # bytes
@@ -79,9 +81,8 @@ def database() -> Result:
     """The database opens, and its tables are the newest."""
     from jobs.migrations import HEAD
 
-    url = service.settings().database_url
-    path = url.removeprefix("sqlite:///")
-    if url.startswith("sqlite") and not Path(path).exists():
+    path = sqlite_path(service.settings().database_url)
+    if path is not None and not path.exists():
         return Result("database", "ok", f"{path} is made at first use")
     jobs = service.store().count()
     return Result("database", "ok", f"opens; tables at revision {HEAD}, {output.several(jobs, 'job')}")
@@ -94,7 +95,7 @@ def storage() -> Result:
         from textvae.artifacts import Artifacts
 
         return Result(
-            "storage", "ok", f"{root} answers; {len(Artifacts(root).list('models'))} model versions"
+            "storage", "ok", f"{masked(root)} answers; {len(Artifacts(root).list('models'))} model versions"
         )
     folder = Path(root)
     if not folder.exists():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.cli import errors, output, service, stack
+from textvae.urls import masked
 
 if TYPE_CHECKING:
     from jobs.config import JobConfig
@@ -227,17 +228,18 @@ def _ask(model: str) -> None:
 
 def _where(job: Job, version: Version, curves: Path, latent: Path, keep: bool) -> None:
     settings = service.settings()
+    storage = masked(settings.storage)
     now = service.store().job(job.id)
     pairs: list[tuple[str, object]] = [
         ("curves", curves),
         ("latent space", latent),
         ("home", settings.home),
-        ("database", settings.database_url),
+        ("database", masked(settings.database_url)),
         ("log", settings.attempt_log(now.id, now.attempt)),
-        ("checkpoints", f"{settings.storage}/jobs/{now.id}"),
+        ("checkpoints", f"{storage}/jobs/{now.id}"),
         (
             "model version",
-            f"{version.model} version {version.version} in {settings.storage}/{version.location}",
+            f"{version.model} version {version.version} in {storage}/{version.location}",
         ),
         (version.metric, output.number(version.value)),
     ]

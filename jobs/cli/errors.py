@@ -90,6 +90,8 @@ def translate(error: BaseException) -> Failure | None:
     if isinstance(error, OSError) and error.errno == errno.EIO:
         # Of a file that is open already, Python does not tell which, nor what was tried.
         return Failure(f"{error.filename or 'a file or the output'}: {error.strerror}; is the disk in order?")
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        return Wrong(f"{error.object!a} is not UTF-8")  # an argument, as Python keeps its bytes
     for base in type(error).__mro__:
         for (module, name), code in _EXPECTED.items():
             # A module that grew into a folder keeps its name as the folder's.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.cli import arguments, errors, output, service, sweeps
+from textvae.urls import masked
 
 if TYPE_CHECKING:
     from jobs.store import Attempt, Checkpoint, Job, Report
@@ -151,7 +152,7 @@ def cancel(jobs: tuple[str, ...], as_json: bool) -> None:
             click.echo(f"{job.id}  was {job.state} already")
         else:
             stops = "stops" if job.trials is None else "stops: each of its running children does"
-            click.echo(f"{job.id}  {'cancelled' if job.state.final else f'{stops}, with a checkpoint'}")
+            click.echo(f"{job.id}  {job.state if job.state.final else f'{stops}, with a checkpoint'}")
 
 
 @click.command()
@@ -387,7 +388,7 @@ def _show_checkpoints(checkpoints: list[Checkpoint], config: Any) -> None:
         return
     from jobs.store import best_of
 
-    select, storage = config["select"], service.settings().storage.rstrip("/")
+    select, storage = config["select"], masked(service.settings().storage).rstrip("/")
     top = best_of(checkpoints, select["mode"])
     output.heading(f"checkpoints (* the best by {select['metric']})")
     output.table(

@@ -46,8 +46,14 @@ def requeue(jobs: tuple[str, ...], as_json: bool) -> None:
         jobs,
         as_json,
         service.service().requeue,
-        lambda job: "makes way, with a checkpoint" if job.state == "running" else "queued again",
+        _requeued,
     )
+
+
+def _requeued(job: Job) -> str:
+    if job.cancel_requested is not None:
+        return "is being cancelled, and stays so"
+    return "makes way, with a checkpoint" if job.state == "running" else "queued again"
 
 
 @click.command()

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli import errors
+from jobs.cli import errors, output
 
 if TYPE_CHECKING:
     from jobs.queue import Queue
@@ -108,7 +108,7 @@ def forget() -> None:
         store().close()
     if queue.cache_info().currsize:
         queue().close()
-    for opened in (settings, store, queue, service):
+    for opened in (settings, store, queue, service, _warn):
         opened.cache_clear()
 
 
@@ -133,10 +133,12 @@ def cluster() -> dict[str, float] | None:
 
 
 def scheduler() -> Callable[[str], Reason | None] | None:
-    """Asks the scheduler why a job waits, by what a dispatcher saw in the last minute; None without that."""
+    """Asks the scheduler why a job waits, by what a dispatcher saw in the last minute; None without that, or
+    without rules that can be read: the dispatcher goes on by those that it had."""
     from jobs.outlook import explainer
     from jobs.queue import QueueUnavailable
     from jobs.scheduling import read_policy
+    from textvae.parsing import ConfigError
 
     try:
         seen = queue().outlook()
@@ -145,7 +147,18 @@ def scheduler() -> Callable[[str], Reason | None] | None:
         progress = queue().progress([job.id for job in store().running()])
     except QueueUnavailable:
         return None
-    return explainer(store(), seen, read_policy(settings().scheduling_file), progress).reason
+    try:
+        policy = read_policy(settings().scheduling_file)
+    except ConfigError as error:
+        _warn(str(error))
+        return None
+    return explainer(store(), seen, policy, progress).reason
+
+
+@functools.cache
+def _warn(text: str) -> None:
+    """Say it once, however often one looks."""
+    output.talk(f"warning: {errors.one_line(text)}; the dispatcher goes on by the rules that it had")
 
 
 def live_progress(job: str) -> Iterator[dict[str, Any] | None]:

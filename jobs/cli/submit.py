@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import datetime
 
 import click
 
@@ -111,9 +111,9 @@ def _listed(given: tuple[str, ...]) -> list[str]:
 
 
 def _moment(text: str) -> datetime:
-    from jobs.durations import moment
+    from jobs.durations import LOCAL, moment
 
     try:
-        return moment(text, datetime.now(UTC).astimezone())
+        return moment(text, datetime.now(LOCAL))
     except ValueError as error:
         raise errors.Wrong(f"--not-before: {error}") from error

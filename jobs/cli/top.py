@@ -25,7 +25,7 @@ _SHARES = ("owner", "running", "waiting", "cpus", "gpus", "used")
 @click.option("--once", is_flag=True, help="Print it once, and leave.")
 @click.option(
     "--every",
-    type=click.FloatRange(min=0.5),
+    type=click.FloatRange(min=0.5, max=3600),
     default=2.0,
     show_default=True,
     metavar="SECONDS",

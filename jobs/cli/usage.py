@@ -68,7 +68,7 @@ def usage(by_job: bool, user: str | None, since: str | None, limit: int, as_json
 
 
 def _moment(text: str, now: datetime) -> datetime:
-    from jobs.durations import ago, moment, seconds
+    from jobs.durations import LOCAL, ago, moment, seconds
 
     try:
         seconds(text)
@@ -77,6 +77,6 @@ def _moment(text: str, now: datetime) -> datetime:
     else:
         read = ago
     try:
-        return read(text, now.astimezone())
+        return read(text, now.astimezone(LOCAL))
     except ValueError as error:
         raise errors.Wrong(f"--since: {error}") from error

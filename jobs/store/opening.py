@@ -26,6 +26,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from jobs.migrations import HEAD
 from jobs.store.values import StoreError, StoreUnavailable
+from textvae.urls import masked
 
 Clock = Callable[[], datetime]
 
@@ -63,10 +64,11 @@ class Database:
         self.clock = clock
         try:
             parsed = _parsed(url)
+            self.name = masked(parsed.render_as_string(hide_password=True))
             self._engine = _engine(parsed)
         except ModuleNotFoundError as error:
             raise StoreError(
-                f"the database {parsed.render_as_string(hide_password=True)} needs the package {error.name}; "
+                f"the database {self.name} needs the package {error.name}; "
                 "for PostgreSQL: pip install 'textvae-jobs[postgresql]'"
             ) from error
         except (ArgumentError, NoSuchModuleError) as error:
@@ -74,7 +76,6 @@ class Database:
                 f"the database URL cannot be used ({error}); sqlite:////path/to/file.db and "
                 "postgresql+psycopg://user:password@host/name can"
             ) from error
-        self.name = parsed.render_as_string(hide_password=True)
         with self._translated():
             _bring_up_to_date(self._engine, parsed)
 

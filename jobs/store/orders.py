@@ -70,8 +70,8 @@ class OrderVerbs(WaitingVerbs):
     ) -> bool:
         """Ask a running job's attempt to make way, with a checkpoint; whether that is new.
 
-        `cause` is why: PREEMPTED for others, RESIZED for itself, with more ranks. It waits again afterwards,
-        at nobody's expense. A job that is being cancelled is not asked.
+        `cause` is why: PREEMPTED for others, RESIZED for itself, with more ranks, REQUEUED because a person
+        says so. It waits again afterwards, at nobody's expense. A job that is being cancelled is not asked.
         """
         with self.writing() as connection:
             return self._request_yield(connection, job, by, reason, cause)

@@ -86,6 +86,8 @@ class Cause(StrEnum):
     """It was asked to make way, and did."""
     RESIZED = "resized"
     """It was asked to make way for itself: there was room for more ranks."""
+    REQUEUED = "requeued"
+    """A person sent it back into the queue."""
     DIED = "died"
     """Its process, its node or its cluster went away."""
     NEVER_STARTED = "never-started"
@@ -118,6 +120,7 @@ _KINDS = {
     Cause.TIMEOUT: CauseKind.TIMEOUT,
     Cause.PREEMPTED: CauseKind.PREEMPTION,
     Cause.RESIZED: CauseKind.PREEMPTION,
+    Cause.REQUEUED: CauseKind.PREEMPTION,
     Cause.DIED: CauseKind.INFRASTRUCTURE,
     Cause.NEVER_STARTED: CauseKind.INFRASTRUCTURE,
     Cause.START_TIMEOUT: CauseKind.INFRASTRUCTURE,

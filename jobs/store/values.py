@@ -95,7 +95,7 @@ class Job:
     errors_used: int  # attempts that count against retry.max_attempts, since it was submitted or retried
     infrastructure_used: int  # failures of infrastructure in a row, without a new checkpoint between them
     max_ranks: int | None  # so many it may have at most; none if `ranks` are all it ever has
-    yield_cause: Cause | None  # why its attempt is asked to make way, if not for another job
+    yield_cause: Cause | None  # why its attempt is asked to make way
     trials: int | None = None  # of a sweep: how many children it has in the end
     parent: str | None = None  # of a child: its sweep
     stopped: str | None = None  # of a child: why it is stopped early

@@ -75,8 +75,8 @@ _ENDED = (
 
 def _past(which: ColumnElement[bool]) -> Select[str, datetime | None, Any]:
     """Of the jobs that have ended attempts: when the newest ended, and how many made way for others."""
-    itself = func.coalesce(AttemptRow.cause, "") == Cause.RESIZED
-    made_way = case(((AttemptRow.state == AttemptState.PREEMPTED) & ~itself, 1), else_=0)
+    for_no_other = func.coalesce(AttemptRow.cause, "").in_((Cause.RESIZED, Cause.REQUEUED))
+    made_way = case(((AttemptRow.state == AttemptState.PREEMPTED) & ~for_no_other, 1), else_=0)
     return (
         select(
             AttemptRow.job,

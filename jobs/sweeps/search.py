@@ -142,7 +142,8 @@ def _distribution(axis: Axis) -> optuna.distributions.BaseDistribution:
             return IntDistribution(int(axis.low), int(axis.high), log=True)
         step = int(axis.step or 1)
         return IntDistribution(int(axis.low), int(axis.low) + (axis.count - 1) * step, step=step)
-    high = axis.high if axis.step is None else axis.low + (axis.count - 1) * axis.step
+    # Optuna takes for unreachable what the float below a step's multiple is.
+    high = axis.high if axis.step is None else axis.number(axis.low + (axis.count - 1) * axis.step)
     return FloatDistribution(axis.low, high, log=axis.log, step=axis.step)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from jobs.backup import CONTENTS, DATABASE, BackupError, Tools, backup, restore
-from jobs.settings import Settings
+from jobs.settings import Settings, sqlite_url
 from jobs.store import AttemptState, Job, JobState, NewCheckpoint, Store
 from textvae import checkpoint
 from textvae.artifacts import ArtifactError, Artifacts
@@ -63,6 +63,30 @@ def test_a_backup_is_restored_to_an_empty_home(
     # It can be written to: what was under way is ended and tried again.
     assert restored.finish_attempt("second", 1, AttemptState.LOST, by="test").state is JobState.QUEUED
     restored.close()
+
+
+def test_names_of_any_characters_and_a_store_elsewhere_in_the_home(
+    store: Store, settings: Settings, train: Any, tmp_path: Path
+):
+    train("first")
+    made = backup(store, settings, tmp_path / "b?1%20", TOOLS)
+    assert (made.artifacts, made.missing) == (2, ())
+    home = tmp_path / "home %3F"
+    other = replace(
+        settings, home=home, database_url=sqlite_url(home / DATABASE), storage=str(home / "kept" / "files")
+    )
+    assert restore(tmp_path / "b?1%20", other, TOOLS).artifacts == 2
+    restored = Store(other.database_url)
+    for recorded in restored.checkpoints("first"):
+        checkpoint.verify(home / "kept" / "files" / recorded.location, digest=recorded.digest)
+    restored.close()
+    assert {each.name for each in home.iterdir()} >= {DATABASE, "kept"}
+
+
+def test_a_folder_that_cannot_be_is_named(store: Store, settings: Settings, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BackupError, match=r"cannot be written: .*file"):
+        backup(store, settings, tmp_path / "file" / "copy", TOOLS)
 
 
 def test_a_backup_of_a_service_at_work_is_whole(

@@ -33,6 +33,28 @@ def test_a_config_without_a_name_is_named_after_its_file(tmp_path: Path):
     assert load(path).name == "my-model_1"
 
 
+def test_paths_are_those_of_the_folder_that_it_is_submitted_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/ada")
+    path = tmp_path / "below" / "shop.yaml"
+    path.parent.mkdir()
+    path.write_text(
+        "data: {source: files, train: [more.csv, 's3://bucket/*.csv', ~/a.csv, /b.csv], test: [t.csv]}\n"
+        "sweep: {parameters: {data.validation: {values: [[v.csv], [w.csv]]}}}\n"
+    )
+    config = load(path)
+    here = str(tmp_path)
+    assert config.data.train == (f"{here}/more.csv", "s3://bucket/*.csv", "/home/ada/a.csv", "/b.csv")
+    assert config.data.test == (f"{here}/t.csv",)
+    assert config.sweep is not None
+    assert config.sweep.parameters["data.validation"].values == ([f"{here}/v.csv"], [f"{here}/w.csv"])
+    assert load("imdb", ["data.folder=reviews"]).data.folder == f"{here}/reviews"
+    with pytest.raises(ConfigError, match=r"data\.train"):
+        load(path, ["data.train={a: 1}"])
+
+
 def test_overrides_reach_any_depth_and_are_typed():
     config = load(
         "quickstart", ["training.epochs=3", "objective.kl_weight=0.5", "name=other", "model.dense=null"]

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from jobs.durations import ago, moment, seconds
+from jobs.durations import LOCAL, ago, moment, seconds
 
 NOON = datetime(2030, 6, 1, 12, 0, tzinfo=timezone(timedelta(hours=2)))
 
@@ -45,6 +46,25 @@ def test_what_is_no_length_of_time_is_named(text: str):
 )
 def test_moments(text: str, at: datetime):
     assert moment(text, NOON) == at
+
+
+def test_a_zone_is_asked_for_the_moment_that_is_meant(monkeypatch: pytest.MonkeyPatch):
+    """In Berlin summer begins on 2027-03-28 and ends on 2027-10-31."""
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        winter = datetime(2026, 12, 1, 12, tzinfo=UTC).astimezone(LOCAL)
+        assert (winter.hour, winter.utcoffset()) == (13, timedelta(hours=1))
+        assert moment("2027-07-31T18:00", winter) == datetime(2027, 7, 31, 16, tzinfo=UTC)
+        assert moment("2027-01-31T18:00", winter) == datetime(2027, 1, 31, 17, tzinfo=UTC)
+        before = datetime(2027, 3, 27, 18, tzinfo=UTC).astimezone(LOCAL)
+        assert moment("18:00", before) == datetime(2027, 3, 28, 16, tzinfo=UTC)
+        assert moment("+24h", before) == datetime(2027, 3, 28, 18, tzinfo=UTC)
+        assert ago("24h", moment("+24h", before)) == before
+        assert datetime.now(LOCAL).tzname() in ("CET", "CEST")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @pytest.mark.parametrize("text", ["", "soon", "25:00", "18:99", "2030-13-01", "+", "tomorrow"])

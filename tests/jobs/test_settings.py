@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.settings import Settings, SettingsError
+from jobs.settings import Settings, SettingsError, sqlite_path
+from jobs.store import Store
 
 
 def test_everything_has_a_default_below_home(tmp_path: Path):
@@ -117,6 +118,17 @@ def test_passwords_are_masked():
         }
     )
     assert "secret" not in str(settings.describe())
+
+
+@pytest.mark.parametrize("name", ["plain", "a b", "b?1", "b%20c", "ä#1"])
+def test_a_home_of_any_name_holds_its_database(tmp_path: Path, name: str):
+    settings = Settings.from_environment({"TEXTVAE_HOME": str(tmp_path / name)})
+    settings.create_home()
+    Store(settings.database_url).close()
+    assert (tmp_path / name / "textvae.db").is_file()
+    assert sqlite_path(settings.database_url) == tmp_path / name / "textvae.db"
+    assert [each.name for each in tmp_path.iterdir()] == [name]
+    assert sqlite_path("postgresql+psycopg://u@h/x") is None
 
 
 def test_home_is_closed_to_others(tmp_path: Path):

@@ -26,6 +26,20 @@ def test_only_a_better_job_is_promoted(train: Train, store: Store, settings: Set
     assert Artifacts(settings.storage).list("models") == ["models/reviews/v1", "models/reviews/v2"]
 
 
+def test_a_number_that_the_store_holds_already_is_passed_over(train: Train, store: Store, settings: Settings):
+    """The database was restored from a backup; the artifact store went on."""
+    train("first", reach(1, 0.6))
+    artifacts = Artifacts(settings.storage)
+    later = artifacts.fetch("models/reviews/v1", settings.cache)
+    artifacts.put(later, "models/reviews/v2")
+    artifacts.put(later, "models/reviews/v3")
+    train("second", reach(1, 0.9))
+    assert store.job("second").state is JobState.SUCCEEDED
+    assert [v.version for v in store.versions("reviews")] == [4, 1]
+    assert "models/reviews/v2 holds a version that is not recorded" in log_of(settings, "second")
+    assert artifacts.list("models") == [f"models/reviews/v{number}" for number in (1, 2, 3, 4)]
+
+
 def test_the_version_of_the_faster_of_two_jobs_counts(
     train: Train,
     submit: Callable[..., str],

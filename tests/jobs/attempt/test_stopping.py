@@ -318,7 +318,7 @@ def test_an_attempt_that_is_asked_to_make_way_waits_again_at_nobodys_expense(
     assert (job.state, job.error, job.errors_used, job.infrastructure_used) == (JobState.QUEUED, None, 0, 0)
     assert (job.yield_requested, job.not_before) == (None, None)
     (ended,) = store.attempts("first")
-    assert (ended.state, ended.cause) == (AttemptState.PREEMPTED, Cause.PREEMPTED)
+    assert (ended.state, ended.cause) == (AttemptState.PREEMPTED, Cause.REQUEUED)
     assert names(store, "first") == ["step-000123"]
     assert service.queue.entries() == {"first": 2}
 

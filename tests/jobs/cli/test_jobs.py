@@ -244,6 +244,21 @@ def test_cancel_ends_a_queued_job_and_asks_a_running_one(
     assert run("cancel", "job-a").stdout == "job-a  was cancelled already\n"
 
 
+def test_cancel_says_how_a_job_ended_that_was_faster(
+    run: Run, store: Store, add_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_job("job-a")
+    store.open_attempt("job-a", 1, "dispatcher")
+    cancel = Service.cancel
+
+    def late(service: Service, job: str) -> Job:
+        service.finish(job, 1, AttemptState.SUCCEEDED, by="attempt")
+        return cancel(service, job)
+
+    monkeypatch.setattr(Service, "cancel", late)
+    assert run("cancel", "job-a").stdout == "job-a  succeeded\n"
+
+
 def test_cancel_changes_nothing_if_one_of_the_ids_is_wrong(
     run: Run, store: Store, add_job: Callable[..., Job]
 ) -> None:

@@ -64,6 +64,16 @@ def test_requeue_puts_a_job_back_wherever_it_is(
     assert json.loads(run("requeue", "job-a", "--json").stdout)[0]["state"] == "queued"
 
 
+def test_requeue_of_a_job_that_is_being_cancelled_changes_nothing(
+    run: Run, store: Store, add_job: AddJob
+) -> None:
+    add_job("job-a")
+    store.open_attempt("job-a", 1, "dispatcher")
+    store.request_cancel("job-a", "ada")
+    assert run("requeue", "job-a").stdout == "job-a  is being cancelled, and stays so\n"
+    assert store.job("job-a").yield_requested is None
+
+
 def test_drain_starts_nothing_new_until_it_is_over(run: Run, store: Store, add_job: AddJob) -> None:
     add_job("job-a")
     store.open_attempt("job-a", 1, "dispatcher")

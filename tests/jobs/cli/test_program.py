@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import getpass
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from click.testing import CliRunner, Result
 
 from cluster.stack import StackError
 from jobs.cli import checks, errors, main
+from jobs.config import default_owner
 from jobs.settings import Settings
 from jobs.store import Job, StoreUnavailable
 
@@ -134,6 +136,7 @@ def test_a_full_disk_is_named_with_the_file() -> None:
         ("evaluate", "x", "--threads", "*"),
         ("up", "--cpus", "*"),
         ("plot", "x", "--seed", "-1"),
+        ("top", "--every", "inf"),
     ],
 )
 def test_a_number_out_of_all_bounds_is_told(offline: Run, words: tuple[str, ...]) -> None:
@@ -154,6 +157,29 @@ def test_a_url_that_is_none_is_named_without_its_password(
     assert listed.exit_code == 2
     assert listed.stderr.startswith("error: the database URL cannot be used (its port is no number); ")
     assert "secret" not in doctor.output + listed.output
+
+
+def test_passwords_of_a_store_and_in_a_query_are_not_shown(
+    offline: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEXTVAE_DATABASE_URL", "postgresql+psycopg://ada@127.0.0.1:9/x?password=secret")
+    listed = offline("list")
+    assert (listed.exit_code, "127.0.0.1:9" in listed.stderr, "secret" in listed.output) == (4, True, False)
+    monkeypatch.setenv("TEXTVAE_STORAGE", "s3://key:secret@bucket?endpoint_override=127.0.0.1:9&scheme=http")
+    assert "secret" not in offline("doctor").output
+
+
+def test_an_argument_that_is_no_text_is_one_line(offline: Run) -> None:
+    result = offline("show", os.fsdecode(b"\xff"))
+    assert (result.exit_code, result.stderr) == (errors.USAGE, "error: '\\udcff' is not UTF-8\n")
+
+
+def test_a_user_without_a_name_has_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nameless() -> str:
+        raise KeyError("getpwuid(): uid not found: 1234")
+
+    monkeypatch.setattr(getpass, "getuser", nameless)
+    assert default_owner() == f"uid-{os.getuid()}"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -97,6 +97,20 @@ def test_quota(
     assert fields(run, "never")["text"] == "its owner's quota: its owner may run no jobs"
 
 
+def test_rules_that_cannot_be_read_keep_nobody_from_looking(
+    run: Run, settings: Settings, add_job: AddJob, outlook: Callable[[float], None]
+):
+    """The dispatcher goes on by those that it had."""
+    add_job("waits")
+    outlook(1)
+    settings.scheduling_file.write_text("quota: [")
+    for command in ("show", "why"):
+        told = run(command, "waits")
+        assert told.exit_code == 0
+        assert f"warning: {settings.scheduling_file}" in told.stderr
+        assert "the dispatcher goes on by the rules that it had" in told.stderr
+
+
 def test_resources_at_the_latest(
     run: Run, add_job: AddJob, start: Callable[..., datetime], outlook: Callable[[float], None]
 ):

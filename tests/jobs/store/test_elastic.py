@@ -78,6 +78,15 @@ def test_making_way_for_itself_is_no_displacement(store: Store, elastic: str):
     assert store.queued()[0].preempted == 1
 
 
+def test_a_person_who_requeues_displaces_nothing(store: Store, add_job: AddJob):
+    add_job("first")
+    store.open_attempt("first", 1, by="test")
+    store.request_yield("first", "ada", cause=Cause.REQUEUED)
+    job = store.finish_attempt("first", 1, AttemptState.PREEMPTED, by="attempt", cause=Cause.REQUEUED)
+    assert (job.state, job.errors_used, job.infrastructure_used) == (JobState.QUEUED, 0, 0)
+    assert store.queued()[0].preempted == 0
+
+
 def test_a_job_that_is_held_is_not_asked_to_start_again(store: Store, elastic: str):
     store.open_attempt(elastic, 1, by="test")
     store.hold(elastic, "ada")

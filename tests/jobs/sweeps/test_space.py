@@ -208,6 +208,14 @@ def history(space: Space, children: int) -> list[Past]:
     return past
 
 
+def test_optuna_reaches_the_end_of_a_range_in_steps():
+    """0.7 + 0.1 is a little less than 0.8."""
+    steps = {"model.dropout": {"min": 0.7, "max": 0.8, "step": 0.1}}
+    space = checked(config({"search": "optuna", "trials": 12, "startup": 4, "parameters": steps}))
+    chosen = {child.parameters["model.dropout"] for child in history(space, 12)}
+    assert chosen == {0.7, 0.8}
+
+
 def test_optuna_suggests_the_same_to_whoever_asks_with_the_same_records():
     space = optuna_space()
     past = history(space, 6)

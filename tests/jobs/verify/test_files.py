@@ -38,6 +38,23 @@ class Bucket:
         return getattr(self._folder, name)
 
 
+def test_a_copy_that_was_damaged_says_nothing_of_the_files(
+    parts: Parts, store: Store, settings: Settings, train: Any, cluster: Cluster
+):
+    """Whoever cleans temporary folders may have been at it."""
+    newest, oldest = train("first")
+    cluster.alive.add("first-1")
+    bucket = Artifacts("", fs.SubTreeFileSystem(settings.storage, fs.LocalFileSystem()))
+    parts = replace(parts, artifacts=bucket)
+    assert verify(parts) == []
+    copies = [path for path in settings.cache.rglob("*") if path.is_file()]
+    assert copies
+    for path in copies:
+        path.unlink()
+    assert verify(parts, repair=True) == []
+    assert [c.location for c in store.checkpoints("first")] == [newest, oldest]
+
+
 @pytest.mark.parametrize("harm", ["gone", "torn"])
 def test_a_checkpoint_whose_files_are_not_what_was_recorded(
     parts: Parts, store: Store, settings: Settings, train: Any, cluster: Cluster, harm: str

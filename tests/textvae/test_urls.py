@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.urls import masked
+from textvae.urls import masked
 
 
 @pytest.mark.parametrize(
