@@ -26,10 +26,20 @@ class ServingError(RuntimeError):
 
 @dataclass(frozen=True)
 class Serve:
-    """A running Serve: the port of its proxy, and whether the application was ever applied to it."""
+    """A running Serve: where its proxy listens, and whether the application was ever applied to it."""
 
+    host: str
     port: int
     applied: bool
+
+    def refused(self) -> str | None:
+        """Why the application must not be applied to it; None if it may."""
+        if self.host in (_LOOPBACK, "localhost"):
+            return None
+        return (
+            f"Serve runs on this cluster already and listens on {self.host}, where whoever reaches the "
+            f"machine could ask the models: start it with host {_LOOPBACK}, or end it (`serve shutdown`)"
+        )
 
 
 def apply(
@@ -63,6 +73,8 @@ def apply(
     }
     told = _told(dashboard_url, token, timeout)
     serve = _serve(told)
+    if serve is not None and (why := serve.refused()):
+        raise ServingError(why)
     config = {
         # One proxy, on the head: it is bound to loopback, where one on another node would help nobody.
         "proxy_location": told.get("proxy_location") or "HeadOnly",
@@ -94,7 +106,7 @@ def exists(*, dashboard_url: str, token: str | None = None, timeout: float = 10)
 
 
 def running(*, dashboard_url: str, token: str | None = None, timeout: float = 10) -> Serve | None:
-    """The Serve that runs on this cluster, whoever started it. Raises ServingError, as `apply` does."""
+    """The Serve that runs on this cluster, whoever started it; None if there is none. Raises ServingError."""
     return _serve(_told(dashboard_url, token, timeout))
 
 
@@ -164,13 +176,8 @@ def _serve(told: Mapping[str, Any]) -> Serve | None:
     options = told.get("http_options")
     if options is None:
         return None
-    host = options.get("host", _LOOPBACK)
-    if host not in (_LOOPBACK, "localhost"):
-        raise ServingError(
-            f"Serve runs on this cluster already and listens on {host}, where whoever reaches the machine "
-            f"could ask the models: start it with host {_LOOPBACK}, or end it (`serve shutdown`)"
-        )
-    return Serve(int(options.get("port", 8000)), APPLICATION in told["applications"])
+    host, port = options.get("host", _LOOPBACK), int(options.get("port", 8000))
+    return Serve(host, port, APPLICATION in told["applications"])
 
 
 def _of_others(told: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -189,6 +189,8 @@ class _Start:
         if serve is None:
             port, note = parts.choose_port("serve", serve_port, SERVE_PORT)
             self._note(note)
+        elif why := serve.refused():
+            raise StackError(f"serve: {why}")
         else:
             port = serve.port
         if serve is None or not serve.applied:

@@ -370,7 +370,7 @@ def test_a_serve_that_others_use_is_left_as_it_is(
     assert [each["name"] for each in config["applications"]] == names
     assert all(each == THEIRS for each in config["applications"][:-1])
     found = control.running(dashboard_url=url)
-    assert found == (control.Serve(8123, applied=False) if port == 8123 else None)
+    assert found == (control.Serve("127.0.0.1", 8123, applied=False) if port == 8123 else None)
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "start_ray", start_ray)
     monkeypatch.setattr(parts, "ray_answers", lambda *_: "ray")
     monkeypatch.setattr(parts, "serve_answers", lambda *_: "serve")
-    monkeypatch.setattr(control, "running", lambda **_: control.Serve(8000, applied=True))
+    monkeypatch.setattr(control, "running", lambda **_: control.Serve("127.0.0.1", 8000, applied=True))
 
 
 @pytest.fixture
@@ -113,6 +113,16 @@ def test_a_first_start_that_fails_leaves_no_folder_of_ray(
     assert up.temporary.parent == outside
     stack.down(deep)
     assert list(outside.iterdir()) == []
+
+
+def test_a_serve_that_is_open_to_all_is_refused_at_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "running", lambda **_: control.Serve("0.0.0.0", 8000, applied=False))
+    with pytest.raises(
+        stack.StackError, match=r"serve: Serve runs on this cluster already and listens on 0\.0"
+    ):
+        stack.up(home, dispatcher=DISPATCHER)
+    assert stack.read(home) is None
+    assert redises(home) == []
 
 
 def redis_of_dispatcher(up: stack.Stack) -> str:
