@@ -117,9 +117,7 @@ def test_a_first_start_that_fails_leaves_no_folder_of_ray(
 
 def test_a_serve_that_is_open_to_all_is_refused_at_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "running", lambda **_: control.Serve("0.0.0.0", 8000, applied=False))
-    with pytest.raises(
-        stack.StackError, match=r"serve: Serve runs on this cluster already and listens on 0\.0"
-    ):
+    with pytest.raises(stack.StackError, match=r"Serve runs on this cluster already and listens on 0\.0"):
         stack.up(home, dispatcher=DISPATCHER)
     assert stack.read(home) is None
     assert redises(home) == []
