@@ -480,18 +480,23 @@ def test_what_others_have_deployed_goes_on_untouched(
     ours = told()["textvae"]["deployed_app_config"]
     deploy(ours, {**ours, "name": "theirs", "route_prefix": "/theirs"})
     deadline = time.monotonic() + 120
-    while (found := told())["theirs"]["status"] != "RUNNING":
-        assert time.monotonic() < deadline, found["theirs"]
-        time.sleep(0.2)
-    known = replicas_of_theirs()
-    assert known
-    wanted = {"film": versions[0].desired()}
-    serving.apply(wanted, **where)
-    serving.wait(wanted, serve_url=running.serve_url, timeout=60, **where)
-    assert told()["theirs"]["status"] == "RUNNING"
-    assert replicas_of_theirs() == known
-    assert httpx.get(f"{running.serve_url}/theirs/healthz", trust_env=False).status_code == 200
-    deploy(told()["textvae"]["deployed_app_config"])
+    try:
+        while (found := told())["theirs"]["status"] != "RUNNING":
+            assert time.monotonic() < deadline, found["theirs"]
+            time.sleep(0.2)
+        known = replicas_of_theirs()
+        assert known
+        wanted = {"film": versions[0].desired()}
+        serving.apply(wanted, **where)
+        serving.wait(wanted, serve_url=running.serve_url, timeout=60, **where)
+        assert told()["theirs"]["status"] == "RUNNING"
+        assert replicas_of_theirs() == known
+        assert httpx.get(f"{running.serve_url}/theirs/v1/models", trust_env=False).status_code == 200
+    finally:
+        deploy(told()["textvae"]["deployed_app_config"])
+        while len(replicas(running)) > 1:
+            assert time.monotonic() < deadline, replicas(running)
+            time.sleep(0.2)
 
 
 def replicas(running: stack.Stack) -> list[psutil.Process]:
